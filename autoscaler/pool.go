@@ -1,0 +1,34 @@
+package autoscaler
+
+import (
+	"time"
+
+	"github.com/berth-run/berth/engine"
+)
+
+// Pool is where the requests of one revision meet its instances: the gateway's activator. The autoscaler
+// fills and drains it, and reads its load from memory.
+type Pool interface {
+	// Add offers a ready instance to requests.
+	Add(instance engine.Instance)
+
+	// Remove takes an instance back: it gets no new request from now on. The channel is closed when the last
+	// request in flight on it has ended. Removing an unknown instance returns a closed channel.
+	Remove(instance engine.Instance) <-chan struct{}
+
+	// Fail answers every request that waits now with err: the revision has no instance and cannot start one.
+	Fail(err error)
+
+	// Load reads the counters.
+	Load() Load
+}
+
+// Load is what the gateway counted for one revision. Averages over any window come from two readings: the
+// difference of Busy over the difference of At is the exact mean concurrency in between.
+type Load struct {
+	At       time.Time
+	InFlight int           // requests on instances
+	Waiting  int           // requests that wait for an instance
+	Busy     time.Duration // request-seconds so far: the integral of InFlight+Waiting over time
+	Requests uint64        // requests that arrived so far
+}

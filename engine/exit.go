@@ -1,0 +1,99 @@
+package engine
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Exit tells how user code ended.
+type Exit struct {
+	Code      int            // exit code, when Signal is 0
+	Signal    syscall.Signal // what killed it, or 0
+	OOM       bool           // it used more memory than its limit
+	LastLines []string       // the last lines it wrote, oldest first
+}
+
+// String is the exit as a person says it: "exited with code 3", "was killed by SIGSEGV".
+func (e Exit) String() string {
+	switch {
+	case e.OOM:
+		return "used more memory than its limit and was killed"
+	case e.Signal != 0:
+		return fmt.Sprintf("was killed by signal %d (%s)", int(e.Signal), e.Signal)
+	default:
+		return fmt.Sprintf("exited with code %d", e.Code)
+	}
+}
+
+// Reasons of a [StartError].
+const (
+	ReasonExited         = "Exited"         // user code ended before it was ready
+	ReasonNotListening   = "NotListening"   // the startup probe did not pass in time
+	ReasonWrongPlatform  = "WrongPlatform"  // the program is not for this CPU ("exec format error")
+	ReasonNotExecutable  = "NotExecutable"  // the program is missing, or may not be run
+	ReasonInvalidUser    = "InvalidUser"    // the user it should run as is not valid
+	ReasonEngine         = "Engine"         // the machine's fault, not the user's; trying again may help
+	ReasonImageNotPulled = "ImageNotPulled" // the image is not, or no longer, on this machine
+)
+
+// StartError says why an instance did not become ready. It survives the instance.
+type StartError struct {
+	Reason   string
+	Exit     *Exit         // set for ReasonExited
+	Port     int           // where it should have listened
+	Listened []string      // addresses it listened on instead: "127.0.0.1:8080", "[::]:3000"
+	Waited   time.Duration // how long it was given, for ReasonNotListening
+	// LastLines are the last lines it wrote, oldest first.
+	LastLines []string
+	Err       error // the cause below, or nil
+}
+
+// Error says what was seen and what to do, in one paragraph, with the container's last lines after it.
+func (e *StartError) Error() string {
+	var b strings.Builder
+	switch e.Reason {
+	case ReasonExited:
+		fmt.Fprintf(&b, "the container %s before it listened on port %d", e.Exit, e.Port)
+		if e.Exit.OOM {
+			b.WriteString("; raise the memory limit")
+		}
+	case ReasonNotListening:
+		fmt.Fprintf(&b, "the container did not listen on port %d within %s", e.Port, e.Waited.Round(time.Second))
+		if len(e.Listened) > 0 {
+			fmt.Fprintf(&b, "; it listens on %s instead", strings.Join(e.Listened, ", "))
+		}
+		if e.loopbackOnly() {
+			fmt.Fprintf(&b, ": listen on 0.0.0.0, not on 127.0.0.1")
+		} else if len(e.Listened) > 0 {
+			fmt.Fprintf(&b, ": listen on the port given in the PORT environment variable, or set the service's port")
+		}
+	case ReasonWrongPlatform:
+		b.WriteString("the container's program is not for this machine (exec format error): build the image for linux/amd64")
+	default:
+		if e.Err != nil {
+			b.WriteString(e.Err.Error())
+		} else {
+			b.WriteString(e.Reason)
+		}
+	}
+	if len(e.LastLines) > 0 {
+		b.WriteString("; last lines of its log:\n")
+		b.WriteString(strings.Join(e.LastLines, "\n"))
+	}
+	return b.String()
+}
+
+// Unwrap returns the cause below.
+func (e *StartError) Unwrap() error { return e.Err }
+
+func (e *StartError) loopbackOnly() bool {
+	port := fmt.Sprintf(":%d", e.Port)
+	for _, a := range e.Listened {
+		if strings.HasSuffix(a, port) && (strings.HasPrefix(a, "127.") || strings.HasPrefix(a, "[::1]")) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,134 @@
+package serving
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// Object is any API object: its metadata and its kind.
+type Object interface {
+	Meta
+	runtime.Object
+}
+
+// Kind describes one kind of object that Berth stores and serves.
+// A new resource is one more entry in [Kinds].
+type Kind struct {
+	Group      string // "" for core v1
+	Version    string
+	Name       string // CamelCase singular, as in the kind field: "Service"
+	Plural     string // as in URLs: "services"
+	Singular   string
+	ShortNames []string
+	Categories []string
+	Namespaced bool
+	// New returns a new empty object of this kind.
+	New func() Object
+}
+
+// The kinds that Berth knows.
+var (
+	KindService = Kind{
+		Group: Group, Version: "v1", Name: "Service", Plural: "services", Singular: "service",
+		ShortNames: []string{"kservice", "ksvc"}, Categories: []string{"all", "knative", "serving"}, Namespaced: true,
+		New: func() Object { return new(Service) },
+	}
+	KindConfiguration = Kind{
+		Group: Group, Version: "v1", Name: "Configuration", Plural: "configurations", Singular: "configuration",
+		ShortNames: []string{"config", "cfg"}, Categories: []string{"all", "knative", "serving"}, Namespaced: true,
+		New: func() Object { return new(Configuration) },
+	}
+	KindRevision = Kind{
+		Group: Group, Version: "v1", Name: "Revision", Plural: "revisions", Singular: "revision",
+		ShortNames: []string{"rev"}, Categories: []string{"all", "knative", "serving"}, Namespaced: true,
+		New: func() Object { return new(Revision) },
+	}
+	KindRoute = Kind{
+		Group: Group, Version: "v1", Name: "Route", Plural: "routes", Singular: "route",
+		ShortNames: []string{"rt"}, Categories: []string{"all", "knative", "serving"}, Namespaced: true,
+		New: func() Object { return new(Route) },
+	}
+	KindNamespace = Kind{
+		Version: "v1", Name: "Namespace", Plural: "namespaces", Singular: "namespace",
+		ShortNames: []string{"ns"},
+		New:        func() Object { return new(Namespace) },
+	}
+	KindSecret = Kind{
+		Version: "v1", Name: "Secret", Plural: "secrets", Singular: "secret", Namespaced: true,
+		New: func() Object { return new(Secret) },
+	}
+	KindConfigMap = Kind{
+		Version: "v1", Name: "ConfigMap", Plural: "configmaps", Singular: "configmap",
+		ShortNames: []string{"cm"}, Namespaced: true,
+		New: func() Object { return new(ConfigMap) },
+	}
+)
+
+// Kinds lists every kind, owners before the kinds they own.
+var Kinds = []Kind{
+	KindNamespace, KindSecret, KindConfigMap,
+	KindService, KindConfiguration, KindRoute, KindRevision,
+}
+
+// APIVersion is the kind's apiVersion field: "v1" or "serving.knative.dev/v1".
+func (k Kind) APIVersion() string { return k.GroupVersion().String() }
+
+// GroupVersion is the kind's API group and version.
+func (k Kind) GroupVersion() schema.GroupVersion {
+	return schema.GroupVersion{Group: k.Group, Version: k.Version}
+}
+
+// GroupResource names the kind in errors: "services.serving.knative.dev".
+func (k Kind) GroupResource() schema.GroupResource {
+	return schema.GroupResource{Group: k.Group, Resource: k.Plural}
+}
+
+// String is the kind's resource name with its group.
+func (k Kind) String() string { return k.GroupResource().String() }
+
+// Stamp sets the object's apiVersion and kind fields.
+func (k Kind) Stamp(o Object) {
+	o.GetObjectKind().SetGroupVersionKind(k.GroupVersion().WithKind(k.Name))
+}
+
+// KindOf returns the kind of an object by its Go type. It panics for a type that is not in [Kinds],
+// which is a programming error.
+func KindOf(o Object) Kind {
+	t := reflect.TypeOf(o)
+	for _, k := range Kinds {
+		if reflect.TypeOf(k.New()) == t {
+			return k
+		}
+	}
+	panic(fmt.Sprintf("serving: no kind for %T", o))
+}
+
+// FindKind returns the kind with an apiVersion and a kind name, as an owner reference gives them.
+func FindKind(apiVersion, name string) (Kind, bool) {
+	for _, k := range Kinds {
+		if k.Name == name && k.APIVersion() == apiVersion {
+			return k, true
+		}
+	}
+	return Kind{}, false
+}
+
+// LookupKind returns the kind that a person names on a command line: plural, singular, short or with its group.
+func LookupKind(word string) (Kind, bool) {
+	word = strings.ToLower(word)
+	for _, k := range Kinds {
+		if word == k.Plural || word == k.Singular || word == k.String() {
+			return k, true
+		}
+		for _, s := range k.ShortNames {
+			if word == s {
+				return k, true
+			}
+		}
+	}
+	return Kind{}, false
+}

@@ -1,0 +1,59 @@
+package serving
+
+import (
+	"knative.dev/serving/pkg/apis/serving/v1"
+)
+
+// The serving.knative.dev/v1 types under plain names.
+type (
+	Service              = v1.Service
+	ServiceSpec          = v1.ServiceSpec
+	ServiceStatus        = v1.ServiceStatus
+	Configuration        = v1.Configuration
+	ConfigurationSpec    = v1.ConfigurationSpec
+	ConfigurationStatus  = v1.ConfigurationStatus
+	Revision             = v1.Revision
+	RevisionSpec         = v1.RevisionSpec
+	RevisionStatus       = v1.RevisionStatus
+	RevisionTemplateSpec = v1.RevisionTemplateSpec
+	Route                = v1.Route
+	RouteSpec            = v1.RouteSpec
+	RouteStatus          = v1.RouteStatus
+	TrafficTarget        = v1.TrafficTarget
+	ContainerStatus      = v1.ContainerStatus
+)
+
+// Condition types of the objects, as Knative names them.
+const (
+	ServiceReady                = v1.ServiceConditionReady
+	ServiceRoutesReady          = v1.ServiceConditionRoutesReady
+	ServiceConfigurationsReady  = v1.ServiceConditionConfigurationsReady
+	ConfigurationReady          = v1.ConfigurationConditionReady
+	RevisionReady               = v1.RevisionConditionReady
+	RevisionResourcesAvailable  = v1.RevisionConditionResourcesAvailable
+	RevisionContainerHealthy    = v1.RevisionConditionContainerHealthy
+	RevisionActive              = v1.RevisionConditionActive
+	RouteReady                  = v1.RouteConditionReady
+	RouteAllTrafficAssigned     = v1.RouteConditionAllTrafficAssigned
+	RouteIngressReady           = v1.RouteConditionIngressReady
+	RouteCertificateProvisioned = v1.RouteConditionCertificateProvisioned
+)
+
+// DefaultUserPort is the port a container listens on unless it declares another (contract C10).
+const DefaultUserPort = v1.DefaultUserPort
+
+// Messages and reasons of revision conditions that clients know.
+var (
+	ExitCodeReason                  = v1.ExitCodeReason
+	RevisionContainerExitingMessage = v1.RevisionContainerExitingMessage
+	RevisionContainerMissingMessage = v1.RevisionContainerMissingMessage
+)
+
+// Reasons of revision conditions, as Knative sets them.
+const (
+	ReasonContainerMissing        = v1.ReasonContainerMissing
+	ReasonResolvingDigests        = v1.ReasonResolvingDigests
+	ReasonDeploying               = v1.ReasonDeploying
+	ReasonProgressDeadlineExceeded = v1.ReasonProgressDeadlineExceeded
+	ReasonNotOwned                = v1.ReasonNotOwned
+)

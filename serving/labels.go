@@ -1,0 +1,40 @@
+package serving
+
+import (
+	"knative.dev/serving/pkg/apis/autoscaling"
+	"knative.dev/serving/pkg/apis/serving"
+)
+
+// Group is the API group of the serving objects.
+const Group = serving.GroupName
+
+// Label and annotation keys, as Knative names them.
+const (
+	LabelService                 = serving.ServiceLabelKey
+	LabelConfiguration           = serving.ConfigurationLabelKey
+	LabelConfigurationGeneration = serving.ConfigurationGenerationLabelKey
+	LabelRevision                = serving.RevisionLabelKey
+	LabelRoute                   = serving.RouteLabelKey
+	LabelRoutingState            = serving.RoutingStateLabelKey
+	LabelServiceUID              = serving.ServiceUIDLabelKey
+	LabelConfigurationUID        = serving.ConfigurationUIDLabelKey
+
+	AnnotationRoutes               = serving.RoutesAnnotationKey
+	AnnotationRoutingStateModified = serving.RoutingStateModifiedAnnotationKey
+	AnnotationCreator              = serving.CreatorAnnotation
+	AnnotationLastModifier         = serving.UpdaterAnnotation
+	AnnotationProgressDeadline     = serving.ProgressDeadlineAnnotationKey
+
+	AnnotationMinScale              = autoscaling.MinScaleAnnotationKey
+	AnnotationMaxScale              = autoscaling.MaxScaleAnnotationKey
+	AnnotationInitialScale          = autoscaling.InitialScaleAnnotationKey
+	AnnotationActivationScale       = autoscaling.ActivationScaleKey
+	AnnotationScaleDownDelay        = autoscaling.ScaleDownDelayAnnotationKey
+	AnnotationScaleToZeroRetention  = autoscaling.ScaleToZeroPodRetentionPeriodKey
+	AnnotationMetric                = autoscaling.MetricAnnotationKey
+	AnnotationTarget                = autoscaling.TargetAnnotationKey
+	AnnotationTargetUtilization     = autoscaling.TargetUtilizationPercentageKey
+	AnnotationWindow                = autoscaling.WindowAnnotationKey
+	AnnotationPanicWindowPercent    = autoscaling.PanicWindowPercentageAnnotationKey
+	AnnotationPanicThresholdPercent = autoscaling.PanicThresholdPercentageAnnotationKey
+)

@@ -1,0 +1,17 @@
+package serving
+
+import (
+	v1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// The metadata types of Kubernetes under plain names.
+type (
+	Meta           = v1.Object
+	ObjectMeta     = v1.ObjectMeta
+	ListMeta       = v1.ListMeta
+	TypeMeta       = v1.TypeMeta
+	OwnerReference = v1.OwnerReference
+	Status         = v1.Status
+	Time           = v1.Time
+	DeleteOptions  = v1.DeleteOptions
+)
