@@ -1,0 +1,87 @@
+// Package server wires Berth's parts into one running platform. [Run] is the place to start reading: it can be
+// called several times in one process, on different state directories. [Config] holds every setting.
+package server
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/berth-run/berth/autoscaler"
+)
+
+// Config is every setting of a server. The command line's flags and environment variables fill it; the tags
+// give a field's flag ("api-address", environment BERTH_API_ADDRESS) and its help.
+type Config struct {
+	StateDir string `flag:"state-dir" help:"directory that holds everything Berth keeps; remove it and nothing is left"`
+
+	APIAddress     string `flag:"api-address" help:"address the API listens on (port 0 takes a free one)"`
+	GatewayAddress string `flag:"gateway-address" help:"address that requests to services arrive at (port 0 takes a free one)"`
+	Domain         string `flag:"domain" help:"domain of service URLs: http://NAME.NAMESPACE.DOMAIN"`
+
+	InstanceNetwork    netip.Prefix  `flag:"instance-network" help:"IPv4 network to give instances their addresses from; a part of it that no interface uses is taken"`
+	DNS                []string      `flag:"dns" help:"DNS servers that instances' questions are forwarded to, as HOST or HOST:PORT (default: those of /etc/resolv.conf)"`
+	Runtime            string        `flag:"runtime" help:"OCI runtime: crun, runc, or a path (default: crun where it is installed, else runc)"`
+	InsecureRegistries []string      `flag:"insecure-registry" help:"registries that are asked over plain HTTP, as HOST or HOST:PORT"`
+	DockerConfig       string        `flag:"docker-config" help:"Docker's config.json with registry credentials (default: $DOCKER_CONFIG/config.json or ~/.docker/config.json)"`
+	LogKeep            ByteSize      `flag:"log-keep" help:"bytes of log kept for each revision"`
+	PullTimeout        time.Duration `flag:"pull-timeout" help:"longest time to pull one image"`
+
+	RevisionTimeout    time.Duration `flag:"revision-timeout" help:"request timeout of services that set none"`
+	MaxRevisionTimeout time.Duration `flag:"max-revision-timeout" help:"longest request timeout that a service may set"`
+	Concurrency        int           `flag:"container-concurrency" help:"containerConcurrency of services that set none; 0 is unlimited"`
+	CPU                string        `flag:"cpu" help:"CPU limit of services that set none"`
+	Memory             string        `flag:"memory" help:"memory limit of services that set none"`
+	StartupTimeout     time.Duration `flag:"startup-timeout" help:"longest time from an instance's start to its first request"`
+	MaxQueue           int           `flag:"max-queue" help:"most requests of one revision that wait for an instance at the same time"`
+	AccessLog          bool          `flag:"access-log" help:"write one line for each request to standard output"`
+
+	Scaling autoscaler.Settings
+
+	Logger *slog.Logger
+	// Ready, when set, is called once with the addresses listened on, as soon as the server takes requests.
+	Ready func(Addresses)
+}
+
+// Addresses are what a server listens on, and where it wrote what clients need.
+type Addresses struct {
+	API, Gateway string // host:port
+	Token        string // path of the file that holds the API token
+	Kubeconfig   string // path of the kubeconfig
+}
+
+// DefaultConfig returns the settings of a server that was given none.
+func DefaultConfig() Config {
+	return Config{
+		StateDir:           "/var/lib/berth",
+		APIAddress:         "127.0.0.1:8081",
+		GatewayAddress:     "127.0.0.1:8080",
+		Domain:             "localhost",
+		InstanceNetwork:    netip.MustParsePrefix("10.213.0.0/16"),
+		LogKeep:            16 << 20,
+		PullTimeout:        10 * time.Minute,
+		RevisionTimeout:    300 * time.Second,
+		MaxRevisionTimeout: 3600 * time.Second,
+		CPU:                "1",
+		Memory:             "512Mi",
+		StartupTimeout:     240 * time.Second,
+		MaxQueue:           10000,
+		AccessLog:          true,
+		Scaling:            autoscaler.DefaultSettings(),
+		Logger:             slog.Default(),
+	}
+}
+
+// ByteSize is a number of bytes that reads and prints with a unit: "16Mi".
+type ByteSize int64
+
+// String prints the size in the largest unit that leaves it whole.
+func (b ByteSize) String() string {
+	units := []string{"", "Ki", "Mi", "Gi", "Ti"}
+	n, i := int64(b), 0
+	for n != 0 && n%1024 == 0 && i < len(units)-1 {
+		n, i = n/1024, i+1
+	}
+	return fmt.Sprintf("%d%s", n, units[i])
+}
