@@ -51,9 +51,16 @@ var (
 
 // Reasons of revision conditions, as Knative sets them.
 const (
-	ReasonContainerMissing        = v1.ReasonContainerMissing
-	ReasonResolvingDigests        = v1.ReasonResolvingDigests
-	ReasonDeploying               = v1.ReasonDeploying
+	ReasonContainerMissing         = v1.ReasonContainerMissing
+	ReasonResolvingDigests         = v1.ReasonResolvingDigests
+	ReasonDeploying                = v1.ReasonDeploying
 	ReasonProgressDeadlineExceeded = v1.ReasonProgressDeadlineExceeded
-	ReasonNotOwned                = v1.ReasonNotOwned
+	ReasonNotOwned                 = v1.ReasonNotOwned
+)
+
+// Values of LabelRoutingState.
+const (
+	RoutingPending = string(v1.RoutingStatePending)
+	RoutingActive  = string(v1.RoutingStateActive)
+	RoutingReserve = string(v1.RoutingStateReserve)
 )

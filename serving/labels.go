@@ -38,3 +38,9 @@ const (
 	AnnotationPanicWindowPercent    = autoscaling.PanicWindowPercentageAnnotationKey
 	AnnotationPanicThresholdPercent = autoscaling.PanicThresholdPercentageAnnotationKey
 )
+
+// Berth's own annotations, where neither Knative nor Cloud Run has one.
+const (
+	// AnnotationInsecureRegistry on a revision template, "true", lets its image be pulled over plain HTTP.
+	AnnotationInsecureRegistry = "berth.run/insecure-registry"
+)
