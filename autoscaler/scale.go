@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/berth-run/berth/engine"
-	"github.com/berth-run/berth/serving"
 )
 
 // Key names a revision.
@@ -85,4 +84,3 @@ type InstanceStatus struct {
 	Stages    []engine.Stage `json:"stages"`
 }
 
-var _ = serving.Group

@@ -1,0 +1,187 @@
+package autoscaler
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"strconv"
+	"time"
+
+	"knative.dev/pkg/kmap"
+	"knative.dev/serving/pkg/apis/autoscaling"
+)
+
+// Values of [Scale].Metric.
+const (
+	metricConcurrency = autoscaling.Concurrency
+	metricRPS         = autoscaling.RPS
+)
+
+// DefaultSettings are Knative's defaults (contract 1.6), and Cloud Run's where Knative has none (contract 1.3).
+func DefaultSettings() Settings {
+	return Settings{
+		StableWindow:          60 * time.Second,
+		PanicWindowPercent:    10,
+		PanicThresholdPercent: 200,
+		Tick:                  2 * time.Second,
+		MaxScaleUpRate:        1000,
+		MaxScaleDownRate:      2,
+		Target:                100,
+		TargetUtilization:     0.7,
+		RPSTarget:             200,
+		ScaleToZeroGrace:      30 * time.Second,
+		ScaleToZeroRetention:  0,
+		InitialScale:          1,
+		MinScale:              0,
+		MaxScale:              100,
+		StopGrace:             10 * time.Second,
+		DrainTimeout:          3600 * time.Second,
+		Prepared:              16,
+		StartsAtOnce:          2 * runtime.NumCPU(),
+	}
+}
+
+// Scale applies a revision's annotations and its containerConcurrency to the settings, by Knative's rules:
+// the target never exceeds containerConcurrency, and windows and percentages keep within Knative's bounds.
+// The error names every annotation that cannot be used, what it holds and what it may hold.
+func (s Settings) Scale(annotations map[string]string, containerConcurrency int64) (Scale, error) {
+	if containerConcurrency < 0 {
+		return Scale{}, fmt.Errorf("containerConcurrency is %d: give a number from 0 (unlimited) up", containerConcurrency)
+	}
+	r := annotationReader{annotations: annotations}
+	scale := Scale{
+		Metric:               r.metric(),
+		StableWindow:         r.duration(autoscaling.WindowAnnotation, s.StableWindow, autoscaling.WindowMin, autoscaling.WindowMax),
+		PanicThreshold:       r.float(autoscaling.PanicThresholdPercentageAnnotation, s.PanicThresholdPercent, autoscaling.PanicThresholdPercentageMin, autoscaling.PanicThresholdPercentageMax) / 100,
+		MaxScaleUpRate:       s.MaxScaleUpRate,
+		MaxScaleDownRate:     s.MaxScaleDownRate,
+		Min:                  r.int(autoscaling.MinScaleAnnotation, s.MinScale, 0),
+		Max:                  r.int(autoscaling.MaxScaleAnnotation, s.MaxScale, 0),
+		Initial:              r.int(autoscaling.InitialScaleAnnotation, s.InitialScale, 0),
+		Activation:           r.int(autoscaling.ActivationScale, 0, 2),
+		ScaleDownDelay:       r.duration(autoscaling.ScaleDownDelayAnnotation, 0, 0, autoscaling.WindowMax),
+		ScaleToZeroGrace:     s.ScaleToZeroGrace,
+		ScaleToZeroRetention: r.duration(autoscaling.ScaleToZeroPodRetentionPeriodAnnotation, s.ScaleToZeroRetention, 0, autoscaling.WindowMax),
+	}
+	percent := r.float(autoscaling.PanicWindowPercentageAnnotation, s.PanicWindowPercent, autoscaling.PanicWindowPercentageMin, autoscaling.PanicWindowPercentageMax)
+	// Load is read once in a tick, but waking requests cause readings between: a second is the finest that means something.
+	scale.PanicWindow = max(time.Second, time.Duration(float64(scale.StableWindow)*percent/100))
+	scale.TotalTarget, scale.Target = r.targets(s, scale.Metric, containerConcurrency)
+	r.bounds(&scale)
+	if err := errors.Join(r.errs...); err != nil {
+		return Scale{}, err
+	}
+	return scale, nil
+}
+
+// annotationReader reads annotations under every spelling that Knative takes ("min-scale" and "minScale"),
+// and collects what is wrong with them.
+type annotationReader struct {
+	annotations map[string]string
+	errs        []error
+}
+
+func (r *annotationReader) refuse(key, value, want string) {
+	r.errs = append(r.errs, fmt.Errorf("annotation %s is %q: %s", key, value, want))
+}
+
+func (r *annotationReader) metric() string {
+	key, value, ok := autoscaling.MetricAnnotation.Get(r.annotations)
+	switch {
+	case !ok:
+		return metricConcurrency
+	case value != metricConcurrency && value != metricRPS:
+		r.refuse(key, value, fmt.Sprintf("give %q or %q", metricConcurrency, metricRPS))
+	}
+	return value
+}
+
+func (r *annotationReader) int(keys kmap.KeyPriority, otherwise, least int) int {
+	key, value, ok := keys.Get(r.annotations)
+	if !ok {
+		return otherwise
+	}
+	n, err := strconv.ParseInt(value, 10, 32)
+	if err != nil || n < int64(least) {
+		r.refuse(key, value, fmt.Sprintf("give a whole number from %d to %d", least, math.MaxInt32))
+		return otherwise
+	}
+	return int(n)
+}
+
+func (r *annotationReader) float(keys kmap.KeyPriority, otherwise, least, most float64) float64 {
+	key, value, ok := keys.Get(r.annotations)
+	if !ok {
+		return otherwise
+	}
+	f, err := strconv.ParseFloat(value, 64)
+	// The comparison is written so that NaN does not pass.
+	if err != nil || !(f >= least && f <= most) {
+		want := fmt.Sprintf("give a number from %g to %g", least, most)
+		if most == math.MaxFloat64 {
+			want = fmt.Sprintf("give a number from %g up", least)
+		}
+		r.refuse(key, value, want)
+		return otherwise
+	}
+	return f
+}
+
+func (r *annotationReader) duration(keys kmap.KeyPriority, otherwise, least, most time.Duration) time.Duration {
+	key, value, ok := keys.Get(r.annotations)
+	if !ok {
+		return otherwise
+	}
+	d, err := time.ParseDuration(value)
+	if err != nil || d < least || d > most || d.Truncate(time.Second) != d {
+		r.refuse(key, value, fmt.Sprintf("give a duration in whole seconds from %s to %s, like \"60s\"", least, most))
+		return otherwise
+	}
+	return d
+}
+
+// targets returns how much of the metric one instance takes, and how much of that the autoscaler aims for.
+func (r *annotationReader) targets(s Settings, metric string, containerConcurrency int64) (total, aim float64) {
+	total = s.Target
+	if metric == metricRPS {
+		total = s.RPSTarget
+	} else if containerConcurrency > 0 {
+		total = float64(containerConcurrency)
+	}
+	total = r.float(autoscaling.TargetAnnotation, total, autoscaling.TargetMin, math.MaxFloat64)
+	if metric == metricConcurrency && containerConcurrency > 0 {
+		// Never aim for more than the instance is given.
+		total = min(total, float64(containerConcurrency))
+	}
+	utilization := r.float(autoscaling.TargetUtilizationPercentageAnnotation, 100*s.TargetUtilization, 1, 100) / 100
+	return total, max(autoscaling.TargetMin, total*utilization)
+}
+
+// bounds checks the least and greatest numbers against each other. A default that contradicts an annotation gives way.
+func (r *annotationReader) bounds(scale *Scale) {
+	maxKey, maxValue, maxGiven := autoscaling.MaxScaleAnnotation.Get(r.annotations)
+	minKey, minValue, minGiven := autoscaling.MinScaleAnnotation.Get(r.annotations)
+	if scale.Max != 0 && scale.Min > scale.Max {
+		switch {
+		case maxGiven && minGiven:
+			r.refuse(maxKey, maxValue, fmt.Sprintf("it is less than %s, which is %q: give the greater number to the first", minKey, minValue))
+		case maxGiven:
+			scale.Min = scale.Max
+		default:
+			scale.Max = scale.Min
+		}
+	}
+	if scale.Activation == 0 {
+		return
+	}
+	key, value, _ := autoscaling.ActivationScale.Get(r.annotations)
+	switch {
+	case scale.Activation < scale.Min && minGiven:
+		r.refuse(key, value, fmt.Sprintf("it is less than %s, which is %q", minKey, minValue))
+	case scale.Max != 0 && scale.Activation > scale.Max && maxGiven:
+		r.refuse(key, value, fmt.Sprintf("it is greater than %s, which is %q", maxKey, maxValue))
+	case scale.Max != 0 && scale.Activation > scale.Max:
+		scale.Max = scale.Activation
+	}
+}
