@@ -12,6 +12,11 @@ type (
 	TypeMeta       = v1.TypeMeta
 	OwnerReference = v1.OwnerReference
 	Status         = v1.Status
+	StatusDetails  = v1.StatusDetails
+	StatusCause    = v1.StatusCause
 	Time           = v1.Time
 	DeleteOptions  = v1.DeleteOptions
 )
+
+// CauseFieldValueInvalid is the type of a cause that a field's value is.
+const CauseFieldValueInvalid = v1.CauseTypeFieldValueInvalid

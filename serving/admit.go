@@ -1,0 +1,268 @@
+package serving
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"k8s.io/api/authentication/v1"
+	"k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"knative.dev/pkg/apis"
+	"knative.dev/serving/pkg/apis/config"
+)
+
+// Settings are the platform's defaults and bounds for what users declare. The zero value is Knative's own.
+type Settings struct {
+	// RevisionTimeout is the timeoutSeconds of revisions that set none, in whole seconds; 0 is 300 s.
+	RevisionTimeout time.Duration
+	// MaxRevisionTimeout is the longest timeoutSeconds, in whole seconds; 0 is 600 s.
+	MaxRevisionTimeout time.Duration
+	// ContainerConcurrency is set on revisions that set none; 0 is unlimited.
+	ContainerConcurrency int64
+	// CPU and Memory are the limits of containers that set none, as quantities ("1", "512Mi"); "" sets none.
+	CPU, Memory string
+}
+
+// Change is a write that a user asks for.
+type Change struct {
+	New Object
+	// Old is the stored object, nil on creation. It is only read.
+	Old Object
+	// Status says that only the status is written: spec and metadata of New are Old's.
+	Status bool
+	// User is written to the creator and lastModifier annotations of serving objects.
+	User string
+}
+
+// Validate says which setting is wrong.
+func (s Settings) Validate() error {
+	_, err := s.config()
+	return err
+}
+
+// Admit fills the defaults of change.New in place and says whether it may be stored. The errors of serving
+// objects have Knative's text ("validation failed: …") and code 400, as its webhook answers; those of core
+// objects and of metadata have Kubernetes' (422 Invalid). Each is a *errors.StatusError with a cause per field.
+// Warnings are for the user to read; the write goes on.
+func Admit(ctx context.Context, s Settings, change Change) (warnings []string, err error) {
+	kind := KindOf(change.New)
+	if !change.Status {
+		if list := metadataErrors(kind, change); len(list) > 0 {
+			return nil, invalid(kind, change.New, list)
+		}
+	}
+	object, ok := change.New.(admissible)
+	if !ok {
+		return nil, admitCore(kind, change)
+	}
+	conf, err := s.config()
+	if err != nil {
+		return nil, fmt.Errorf("reading the platform's settings: %w", err)
+	}
+	ctx = config.ToContext(ctx, conf)
+	ctx = apis.WithUserInfo(ctx, &v1.UserInfo{Username: change.User})
+	switch {
+	case change.Old == nil:
+		ctx = apis.WithinCreate(ctx)
+	case change.Status:
+		ctx = apis.WithinSubResourceUpdate(ctx, change.Old, "status")
+	default:
+		keepUserAnnotations(change.New, change.Old)
+		ctx = apis.WithinUpdate(ctx, change.Old)
+	}
+	var refused *apis.FieldError
+	if !change.Status {
+		object.SetDefaults(ctx)
+		refused, warnings = unsupported(change.New)
+	}
+	result := object.Validate(ctx)
+	for _, w := range result.Filter(apis.WarningLevel).WrappedErrors() {
+		// Knative's advice to set a security context does not apply: every instance has these restrictions.
+		if !strings.HasPrefix(w.Message, "Kubernetes default value is insecure") {
+			warnings = append(warnings, w.Error())
+		}
+	}
+	if result = result.Filter(apis.ErrorLevel).Also(refused); result != nil {
+		return warnings, validationFailed(kind, change.New, result)
+	}
+	return warnings, nil
+}
+
+// admissible is what Knative's objects can do.
+type admissible interface {
+	apis.Defaultable
+	apis.Validatable
+}
+
+// config is the settings as Knative's defaulting and validation read them.
+func (s Settings) config() (*config.Config, error) {
+	defaults := map[string]string{
+		"container-concurrency": strconv.FormatInt(s.ContainerConcurrency, 10),
+	}
+	for key, d := range map[string]time.Duration{
+		"revision-timeout-seconds":     s.RevisionTimeout,
+		"max-revision-timeout-seconds": s.MaxRevisionTimeout,
+	} {
+		if d%time.Second != 0 {
+			return nil, fmt.Errorf("%s is %s: give whole seconds", key, d)
+		}
+		if d != 0 {
+			defaults[key] = strconv.FormatInt(int64(d/time.Second), 10)
+		}
+	}
+	for key, quantity := range map[string]string{"revision-cpu-limit": s.CPU, "revision-memory-limit": s.Memory} {
+		if quantity != "" {
+			defaults[key] = quantity
+		}
+	}
+	d, err := config.NewDefaultsConfigFromMap(defaults)
+	if err != nil {
+		return nil, err
+	}
+	f, err := config.NewFeaturesConfigFromMap(nil)
+	if err != nil {
+		return nil, err
+	}
+	return &config.Config{Defaults: d, Features: f}, nil
+}
+
+// metadataErrors checks names, labels, annotations, finalizers and owners as Kubernetes does for every kind.
+func metadataErrors(kind Kind, change Change) field.ErrorList {
+	path := field.NewPath("metadata")
+	if change.Old != nil {
+		return validation.ValidateObjectMetaAccessorUpdate(change.New, change.Old, path)
+	}
+	name := validation.NameIsDNSSubdomain
+	if kind.Name == KindNamespace.Name {
+		name = validation.ValidateNamespaceName
+	}
+	// With generateName the store chooses the name; a placeholder keeps Kubernetes from asking for one here.
+	object := change.New
+	if object.GetName() == "" && object.GetGenerateName() != "" {
+		object = object.DeepCopyObject().(Object)
+		object.SetName(strings.TrimRight(object.GetGenerateName(), "-.") + "x")
+	}
+	return validation.ValidateObjectMetaAccessor(object, kind.Namespaced, name, path)
+}
+
+// keepUserAnnotations lets a user write an object without repeating who made it.
+func keepUserAnnotations(to, from Object) {
+	for _, key := range []string{AnnotationCreator, AnnotationLastModifier} {
+		value, had := from.GetAnnotations()[key]
+		if _, has := to.GetAnnotations()[key]; had && !has {
+			annotations := to.GetAnnotations()
+			if annotations == nil {
+				annotations = map[string]string{}
+			}
+			annotations[key] = value
+			to.SetAnnotations(annotations)
+		}
+	}
+}
+
+// unsupported refuses what Knative allows and Berth cannot run, and warns of what has no effect.
+//
+// serviceAccountName is accepted with any valid name: there are no service accounts yet, it changes nothing.
+func unsupported(o Object) (refused *apis.FieldError, warnings []string) {
+	switch o := o.(type) {
+	case *Service:
+		refused, warnings = unsupportedPod(o.Spec.Template.Spec.PodSpec, "spec.template.spec")
+	case *Configuration:
+		refused, warnings = unsupportedPod(o.Spec.Template.Spec.PodSpec, "spec.template.spec")
+	}
+	return refused, warnings
+}
+
+func unsupportedPod(pod PodSpec, path string) (refused *apis.FieldError, warnings []string) {
+	refuse := func(message, path string) {
+		refused = refused.Also(&apis.FieldError{Message: message, Paths: []string{path}})
+	}
+	if len(pod.Containers) > 1 {
+		refuse("Berth runs one container per instance; remove the others", path+".containers[1]")
+	}
+	if len(pod.Volumes) > 0 {
+		refuse("Berth does not mount volumes yet; pass values with env or envFrom", path+".volumes")
+	}
+	for i, c := range pod.Containers {
+		path := fmt.Sprintf("%s.containers[%d]", path, i)
+		if len(c.VolumeMounts) > 0 {
+			refuse("Berth does not mount volumes yet; pass values with env or envFrom", path+".volumeMounts")
+		}
+		for name, probe := range map[string]*Probe{
+			"livenessProbe": c.LivenessProbe, "readinessProbe": c.ReadinessProbe, "startupProbe": c.StartupProbe,
+		} {
+			if probe != nil && probe.Exec != nil {
+				refuse("Berth does not run exec probes; use httpGet or tcpSocket", path+"."+name+".exec")
+			}
+			if probe != nil && probe.GRPC != nil {
+				refuse("Berth does not run gRPC probes; use httpGet or tcpSocket", path+"."+name+".grpc")
+			}
+		}
+		for list, resources := range map[string]ResourceList{"limits": c.Resources.Limits, "requests": c.Resources.Requests} {
+			for name := range resources {
+				if strings.Contains(string(name), "/") {
+					refuse("Berth gives instances CPU and memory only; remove this resource",
+						fmt.Sprintf("%s.resources.%s[%s]", path, list, name))
+				}
+			}
+		}
+		warnings = append(warnings, withoutEffect(c, path)...)
+	}
+	return refused, warnings
+}
+
+// withoutEffect names the fields of a container that are stored and not acted on.
+func withoutEffect(c Container, path string) (warnings []string) {
+	warn := func(field string) {
+		warnings = append(warnings, path+"."+field+" has no effect in this release of Berth")
+	}
+	if c.LivenessProbe != nil {
+		warn("livenessProbe")
+	}
+	sc := c.SecurityContext
+	if sc == nil {
+		return warnings
+	}
+	if sc.RunAsGroup != nil {
+		warn("securityContext.runAsGroup")
+	}
+	if sc.RunAsNonRoot != nil && *sc.RunAsNonRoot {
+		warn("securityContext.runAsNonRoot")
+	}
+	if sc.ReadOnlyRootFilesystem != nil && *sc.ReadOnlyRootFilesystem {
+		warn("securityContext.readOnlyRootFilesystem")
+	}
+	if sc.Capabilities != nil {
+		warn("securityContext.capabilities")
+	}
+	return warnings
+}
+
+// validationFailed is a refusal in the words of Knative's webhook, with one cause per field.
+func validationFailed(kind Kind, o Object, fe *apis.FieldError) error {
+	status := errors.NewBadRequest("validation failed: " + fe.Error())
+	status.ErrStatus.Details = details(kind, o)
+	for _, e := range fe.WrappedErrors() {
+		for _, path := range e.Paths {
+			message := e.Message
+			if e.Details != "" {
+				message += "\n" + e.Details
+			}
+			status.ErrStatus.Details.Causes = append(status.ErrStatus.Details.Causes,
+				StatusCause{Type: CauseFieldValueInvalid, Message: message, Field: path})
+		}
+	}
+	return status
+}
+
+func invalid(kind Kind, o Object, list field.ErrorList) error {
+	return errors.NewInvalid(kind.GroupVersion().WithKind(kind.Name).GroupKind(), o.GetName(), list)
+}
+
+func details(kind Kind, o Object) *StatusDetails {
+	return &StatusDetails{Group: kind.Group, Kind: kind.Name, Name: o.GetName()}
+}
