@@ -35,6 +35,7 @@ type Config struct {
 	Memory             string        `flag:"memory" help:"memory limit of services that set none"`
 	StartupTimeout     time.Duration `flag:"startup-timeout" help:"longest time from an instance's start to its first request"`
 	MaxQueue           int           `flag:"max-queue" help:"most requests of one revision that wait for an instance at the same time"`
+	ShutdownTimeout    time.Duration `flag:"shutdown-timeout" help:"longest time that requests in flight get to finish when the server stops"`
 	AccessLog          bool          `flag:"access-log" help:"write one line for each request to standard output"`
 
 	Scaling autoscaler.Settings
@@ -67,6 +68,7 @@ func DefaultConfig() Config {
 		Memory:             "512Mi",
 		StartupTimeout:     240 * time.Second,
 		MaxQueue:           10000,
+		ShutdownTimeout:    30 * time.Second,
 		AccessLog:          true,
 		Scaling:            autoscaler.DefaultSettings(),
 		Logger:             slog.Default(),

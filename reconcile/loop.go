@@ -1,0 +1,335 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/berth-run/berth/autoscaler"
+	"github.com/berth-run/berth/serving"
+	"github.com/berth-run/berth/store"
+)
+
+// workers is how many objects are reconciled at the same time. Reconciling waits for the disk, not the CPU.
+const workers = 4
+
+// key names an object of a kind.
+type key struct{ kind, namespace, name string }
+
+func (k key) String() string { return k.kind + " " + k.namespace + "/" + k.name }
+
+// Run reconciles until ctx ends. It calls synced once, when every object that was stored at the start has been
+// looked at: the gateway's table is then complete.
+func (r *Reconciler) Run(ctx context.Context, synced func()) error {
+	defer r.fetches.Wait()
+	defer r.queue.close()
+
+	// Routes first: revisions that no route leads to are told apart by what routes send to.
+	kinds := []serving.Kind{serving.KindRoute, serving.KindRevision, serving.KindConfiguration, serving.KindService}
+	versions := make([]string, len(kinds))
+	var first []key
+	for i, kind := range kinds {
+		objects, version, err := r.Store.List(ctx, kind, "")
+		if err != nil {
+			return fmt.Errorf("listing %s: %w", kind.Plural, err)
+		}
+		versions[i] = version
+		for _, o := range objects {
+			r.index(store.Added, kind, o)
+			first = append(first, key{kind.Plural, o.GetNamespace(), o.GetName()})
+		}
+	}
+	for _, k := range first {
+		r.attempt(ctx, k)
+	}
+	synced()
+
+	var done sync.WaitGroup
+	for i, kind := range kinds {
+		done.Go(func() { r.watch(ctx, kind, versions[i]) })
+	}
+	for range workers {
+		done.Go(func() {
+			for {
+				k, ok := r.queue.next()
+				if !ok {
+					return
+				}
+				r.attempt(ctx, k)
+				r.queue.done(k)
+			}
+		})
+	}
+	<-ctx.Done()
+	r.queue.close()
+	done.Wait()
+	return nil
+}
+
+// attempt reconciles one object, and again later when that did not work.
+func (r *Reconciler) attempt(ctx context.Context, k key) {
+	err := r.reconcile(ctx, k)
+	switch {
+	case err == nil:
+		r.queue.forget(k)
+	case ctx.Err() != nil:
+	case errors.Is(err, store.ErrConflict):
+		r.queue.add(k) // somebody wrote in between: read again
+	default:
+		wait := r.queue.addBackoff(k)
+		r.Logger.Warn("reconciling", "object", k.String(), "error", err, "again", wait)
+	}
+}
+
+// watch queues what changes, and what depends on it, until ctx ends.
+func (r *Reconciler) watch(ctx context.Context, kind serving.Kind, version string) {
+	for ctx.Err() == nil {
+		w, err := r.Store.Watch(ctx, kind, "", version)
+		if err != nil {
+			version = r.relist(ctx, kind)
+			continue
+		}
+		for e := range w.Events() {
+			version = e.Object.GetResourceVersion()
+			r.index(e.Type, kind, e.Object)
+			r.affected(kind, e.Object)
+		}
+		w.Stop()
+	}
+}
+
+// relist queues every object of a kind, when a watch could not tell what changed.
+func (r *Reconciler) relist(ctx context.Context, kind serving.Kind) string {
+	objects, version, err := r.Store.List(ctx, kind, "")
+	if err != nil {
+		if ctx.Err() == nil {
+			r.Logger.Error("listing objects", "kind", kind.Plural, "error", err)
+			sleep(ctx, time.Second)
+		}
+		return ""
+	}
+	for _, o := range objects {
+		r.index(store.Modified, kind, o)
+		r.affected(kind, o)
+	}
+	return version
+}
+
+// index keeps the list of each configuration's revisions.
+func (r *Reconciler) index(event store.EventType, kind serving.Kind, o serving.Object) {
+	if kind.Plural != serving.KindRevision.Plural {
+		return
+	}
+	owner := key{serving.KindConfiguration.Plural, o.GetNamespace(), o.GetLabels()[serving.LabelConfiguration]}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if event == store.Deleted {
+		delete(r.revisions[owner], o.GetName())
+		if len(r.revisions[owner]) == 0 {
+			delete(r.revisions, owner)
+		}
+		return
+	}
+	if r.revisions[owner] == nil {
+		r.revisions[owner] = map[string]struct{}{}
+	}
+	r.revisions[owner][o.GetName()] = struct{}{}
+}
+
+// affected queues an object that changed, its owner, and the routes that read it.
+func (r *Reconciler) affected(kind serving.Kind, o serving.Object) {
+	self := key{kind.Plural, o.GetNamespace(), o.GetName()}
+	r.queue.add(self)
+	for _, owner := range o.GetOwnerReferences() {
+		if k, ok := serving.FindKind(owner.APIVersion, owner.Kind); ok {
+			r.queue.add(key{k.Plural, o.GetNamespace(), owner.Name})
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for reader := range r.readers[self] {
+		r.queue.add(reader)
+	}
+}
+
+// setReads records which objects a route read, so that it is looked at again when they change.
+func (r *Reconciler) setReads(route key, objects []key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, o := range r.reads[route] {
+		delete(r.readers[o], route)
+		if len(r.readers[o]) == 0 {
+			delete(r.readers, o)
+		}
+	}
+	delete(r.reads, route)
+	if len(objects) == 0 {
+		return
+	}
+	r.reads[route] = objects
+	for _, o := range objects {
+		if r.readers[o] == nil {
+			r.readers[o] = map[key]struct{}{}
+		}
+		r.readers[o][route] = struct{}{}
+	}
+}
+
+// setSends records which revisions a route sends requests to, and queues those that gained their first route or
+// lost their last one.
+func (r *Reconciler) setSends(route key, revisions []autoscaler.Key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	changed := map[autoscaler.Key]struct{}{}
+	for _, k := range revisions {
+		if r.routed[k]++; r.routed[k] == 1 {
+			changed[k] = struct{}{}
+		}
+	}
+	for _, k := range r.sends[route] {
+		if r.routed[k]--; r.routed[k] == 0 {
+			delete(r.routed, k)
+			changed[k] = struct{}{}
+		}
+	}
+	if len(revisions) == 0 {
+		delete(r.sends, route)
+	} else {
+		r.sends[route] = revisions
+	}
+	for k := range changed {
+		r.queue.add(key{serving.KindRevision.Plural, k.Namespace, k.Revision})
+	}
+}
+
+// queue holds the keys to look at, each at most once. A key that is added while it is worked on is handed out
+// again afterwards, so no two workers ever have the same key.
+type queue struct {
+	mu       sync.Mutex
+	ready    sync.Cond
+	waiting  []key
+	state    map[key]keyState
+	delayed  map[key]*time.Timer
+	failures map[key]int
+	closed   bool
+}
+
+type keyState int
+
+const (
+	queued  keyState = iota + 1
+	working          // a worker has it
+	again            // a worker has it, and it is to be looked at once more
+)
+
+func newQueue() *queue {
+	q := &queue{state: map[key]keyState{}, delayed: map[key]*time.Timer{}, failures: map[key]int{}}
+	q.ready.L = &q.mu
+	return q
+}
+
+func (q *queue) add(k key) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.addLocked(k)
+}
+
+func (q *queue) addLocked(k key) {
+	if q.closed {
+		return
+	}
+	switch q.state[k] {
+	case queued, again:
+	case working:
+		q.state[k] = again
+	default:
+		q.state[k] = queued
+		q.waiting = append(q.waiting, k)
+		q.ready.Signal()
+	}
+}
+
+// addAfter adds a key later. A key waits at most once: the first delay counts.
+func (q *queue) addAfter(k key, delay time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return
+	}
+	if delay <= 0 {
+		q.addLocked(k)
+		return
+	}
+	if q.delayed[k] != nil {
+		return
+	}
+	q.delayed[k] = time.AfterFunc(delay, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		delete(q.delayed, k)
+		q.addLocked(k)
+	})
+}
+
+// addBackoff adds a key after a delay that doubles with each failure in a row, from 100 ms to a minute.
+func (q *queue) addBackoff(k key) time.Duration {
+	q.mu.Lock()
+	n := q.failures[k]
+	q.failures[k]++
+	q.mu.Unlock()
+	delay := min(100*time.Millisecond<<min(n, 10), time.Minute)
+	q.addAfter(k, delay)
+	return delay
+}
+
+func (q *queue) forget(k key) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.failures, k)
+}
+
+// next waits for a key; false means the queue is closed.
+func (q *queue) next() (key, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.waiting) == 0 && !q.closed {
+		q.ready.Wait()
+	}
+	if q.closed {
+		return key{}, false
+	}
+	k := q.waiting[0]
+	q.waiting = q.waiting[1:]
+	q.state[k] = working
+	return k, true
+}
+
+func (q *queue) done(k key) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s := q.state[k]
+	delete(q.state, k)
+	if s == again {
+		q.addLocked(k)
+	}
+}
+
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+	for k, t := range q.delayed {
+		t.Stop()
+		delete(q.delayed, k)
+	}
+	q.ready.Broadcast()
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

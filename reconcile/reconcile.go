@@ -1,0 +1,132 @@
+// Package reconcile makes true what users declared: Service → Configuration and Route → Revision → instances →
+// traffic. Every reconciler is level-triggered and idempotent: it reads the object and what it depends on, acts,
+// and writes the status. Start reading at deploy.go, which follows one deploy from top to bottom; loop.go decides
+// when which object is looked at. What it keeps in memory is rebuilt from the store on start.
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/berth-run/berth/autoscaler"
+	"github.com/berth-run/berth/engine"
+	"github.com/berth-run/berth/gateway"
+	"github.com/berth-run/berth/image"
+	"github.com/berth-run/berth/serving"
+	"github.com/berth-run/berth/store"
+)
+
+// Config is what a reconciler needs. Every field without a comment is required.
+type Config struct {
+	Store      store.Store
+	Images     *image.Store
+	Engine     engine.Engine
+	Autoscaler *autoscaler.Autoscaler
+	Gateway    *gateway.Gateway
+	Scaling    autoscaler.Settings
+	Logger     *slog.Logger
+
+	// URL returns the public URL of a host name, with the gateway's scheme and port.
+	URL func(host string) string
+	// Domain is the domain of service host names.
+	Domain string
+
+	PullTimeout    time.Duration
+	ResolveTimeout time.Duration // default 10 s, as Knative's
+	StartupTimeout time.Duration // contract C45
+	MaxQueue       int           // most waiting requests of one revision
+
+	// RevisionGone, when set, is called after a deleted revision's last instance has ended.
+	RevisionGone func(namespace, service, revision string)
+}
+
+// Reconciler runs the reconcilers. The autoscaler's OnChange must be its Changed method.
+type Reconciler struct {
+	Config
+	queue *queue
+
+	mu sync.Mutex
+	// deployments holds what is known in memory of each revision. Guarded by mu.
+	deployments map[autoscaler.Key]*deployment
+	// revisions lists the names of each configuration's revisions. Guarded by mu.
+	revisions map[key]map[string]struct{}
+	// readers lists the routes that read a configuration or revision, to look at again when it changes. Guarded by mu.
+	readers map[key]map[key]struct{}
+	// reads is the reverse of readers. Guarded by mu.
+	reads map[key][]key
+	// routed counts the routes that send requests to a revision. Guarded by mu.
+	routed map[autoscaler.Key]int
+	// sends is what each route sends requests to, as counted in routed. Guarded by mu.
+	sends map[key][]autoscaler.Key
+
+	fetches sync.WaitGroup // image pulls under way
+}
+
+// New returns a reconciler; nothing happens before Run.
+func New(config Config) *Reconciler {
+	if config.ResolveTimeout == 0 {
+		config.ResolveTimeout = 10 * time.Second
+	}
+	return &Reconciler{
+		Config:      config,
+		queue:       newQueue(),
+		deployments: map[autoscaler.Key]*deployment{},
+		revisions:   map[key]map[string]struct{}{},
+		readers:     map[key]map[key]struct{}{},
+		reads:       map[key][]key{},
+		routed:      map[autoscaler.Key]int{},
+		sends:       map[key][]autoscaler.Key{},
+	}
+}
+
+// Changed tells that the instances of a revision changed; the autoscaler calls it.
+func (r *Reconciler) Changed(revision autoscaler.Key) {
+	// A revision that is being deployed is looked at now. The status of one that serves may lag: a cold start
+	// must not wait for, nor compete with, a durable write.
+	delay := time.Second
+	r.mu.Lock()
+	if d := r.deployments[revision]; d != nil && !d.ready {
+		delay = 0
+	}
+	r.mu.Unlock()
+	r.queue.addAfter(key{serving.KindRevision.Plural, revision.Namespace, revision.Revision}, delay)
+}
+
+// reconcile looks at one object again.
+func (r *Reconciler) reconcile(ctx context.Context, k key) error {
+	switch k.kind {
+	case serving.KindService.Plural:
+		return r.reconcileService(ctx, k)
+	case serving.KindConfiguration.Plural:
+		return r.reconcileConfiguration(ctx, k)
+	case serving.KindRevision.Plural:
+		return r.reconcileRevision(ctx, k)
+	case serving.KindRoute.Plural:
+		return r.reconcileRoute(ctx, k)
+	}
+	return nil
+}
+
+// get reads one object as its type; nil when it is not there.
+func get[T any](ctx context.Context, r *Reconciler, kind serving.Kind, namespace, name string) (*T, error) {
+	o, err := r.Store.Get(ctx, kind, namespace, name)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return any(o).(*T), nil
+}
+
+// writeStatus stores an object's status, if it changed.
+func (r *Reconciler) writeStatus(ctx context.Context, o serving.Object) error {
+	_, err := r.Store.Update(ctx, o, store.Status)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil // deleted meanwhile: nothing to tell
+	}
+	return err
+}

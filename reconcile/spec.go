@@ -1,0 +1,276 @@
+package reconcile
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/berth-run/berth/autoscaler"
+	"github.com/berth-run/berth/engine"
+	"github.com/berth-run/berth/gateway"
+	"github.com/berth-run/berth/serving"
+)
+
+// gatewayRevision is what the gateway needs to know of a revision.
+func (r *Reconciler) gatewayRevision(revision *serving.Revision) gateway.Revision {
+	id := autoscaler.Key{Namespace: revision.Namespace, Revision: revision.Name}
+	return gateway.Revision{
+		Namespace:     revision.Namespace,
+		Service:       revision.Labels[serving.LabelService],
+		Configuration: revision.Labels[serving.LabelConfiguration],
+		Name:          revision.Name,
+		Concurrency:   int(revision.Spec.GetContainerConcurrency()),
+		Timeout:       seconds(revision.Spec.TimeoutSeconds),
+		ResponseStart: seconds(revision.Spec.ResponseStartTimeoutSeconds),
+		Idle:          seconds(revision.Spec.IdleTimeoutSeconds),
+		HTTP2:         isHTTP2(revision),
+		MaxQueue:      r.MaxQueue,
+		Wake:          func() { r.Autoscaler.Wake(id) },
+	}
+}
+
+func seconds(n *int64) time.Duration {
+	if n == nil {
+		return 0
+	}
+	return time.Duration(*n) * time.Second
+}
+
+func isHTTP2(revision *serving.Revision) bool {
+	for _, p := range revision.Spec.Containers[0].Ports {
+		if p.Name == "h2c" {
+			return true
+		}
+	}
+	return false
+}
+
+// declare is what the autoscaler is told of a revision whose image is known.
+func (r *Reconciler) declare(ctx context.Context, d *deployment, revision *serving.Revision) (autoscaler.Revision, error) {
+	spec, err := r.spec(ctx, revision)
+	if err != nil {
+		return autoscaler.Revision{}, err
+	}
+	scale, err := r.Scaling.Scale(revision.Annotations, revision.Spec.GetContainerConcurrency())
+	if err != nil {
+		return autoscaler.Revision{}, err
+	}
+	return autoscaler.Revision{
+		Key: d.key, Spec: spec, Scale: scale, Pool: d.activator,
+		Prove:     !revision.IsReady(),
+		Reachable: r.reachable(revision),
+	}, nil
+}
+
+// spec is what an engine needs to run the instances of a revision, with every reference resolved.
+func (r *Reconciler) spec(ctx context.Context, revision *serving.Revision) (engine.Spec, error) {
+	user := revision.Spec.Containers[0]
+	credentials, err := r.credentials(ctx, revision)
+	if err != nil {
+		return engine.Spec{}, err
+	}
+	env, err := r.env(ctx, revision.Namespace, user)
+	if err != nil {
+		return engine.Spec{}, err
+	}
+	container := engine.Container{
+		Name: user.Name, Image: revision.Status.ContainerStatuses[0].ImageDigest, Credentials: credentials,
+		Command: user.Command, Args: user.Args, Env: env, WorkingDir: user.WorkingDir,
+		Port: serving.DefaultUserPort, HTTP2: isHTTP2(revision),
+		CPU:    user.Resources.Limits.Cpu().MilliValue(),
+		Memory: user.Resources.Limits.Memory().Value(),
+	}
+	if container.Name == "" {
+		container.Name = "user-container"
+	}
+	if len(user.Ports) > 0 {
+		container.Port = int(user.Ports[0].ContainerPort)
+	}
+	if c := user.SecurityContext; c != nil {
+		container.User = c.RunAsUser
+	}
+	container.StartupProbe = startupProbe(user, container.Port)
+	return engine.Spec{
+		Namespace: revision.Namespace, Service: revision.Labels[serving.LabelService],
+		Configuration: revision.Labels[serving.LabelConfiguration], Revision: revision.Name,
+		Container: container, StartupTimeout: r.StartupTimeout,
+	}, nil
+}
+
+// startupProbe is the check that an instance passes before its first request: the startup probe, else the
+// readiness probe (Knative's deployment probe), else nil for the engine's TCP probe.
+func startupProbe(user serving.Container, port int) *engine.Probe {
+	probe := user.StartupProbe
+	if probe == nil {
+		probe = user.ReadinessProbe
+	}
+	if probe == nil {
+		return nil
+	}
+	p := &engine.Probe{
+		InitialDelay:     time.Duration(probe.InitialDelaySeconds) * time.Second,
+		Period:           time.Duration(probe.PeriodSeconds) * time.Second,
+		Timeout:          time.Duration(probe.TimeoutSeconds) * time.Second,
+		FailureThreshold: int(probe.FailureThreshold),
+		SuccessThreshold: int(probe.SuccessThreshold),
+	}
+	if user.StartupProbe == nil {
+		// A readiness probe does not limit the start: it is tried until the startup timeout.
+		p.FailureThreshold = 0
+	}
+	number := func(declared int) int {
+		if declared == 0 {
+			return port
+		}
+		return declared
+	}
+	switch {
+	case probe.HTTPGet != nil:
+		h := probe.HTTPGet
+		p.HTTP = &engine.HTTPProbe{Port: number(h.Port.IntValue()), Path: h.Path, Host: h.Host}
+		for _, header := range h.HTTPHeaders {
+			p.HTTP.Header = append(p.HTTP.Header, [2]string{header.Name, header.Value})
+		}
+	case probe.TCPSocket != nil:
+		p.TCP = &engine.TCPProbe{Port: number(probe.TCPSocket.Port.IntValue())}
+	default:
+		p.TCP = &engine.TCPProbe{Port: port}
+	}
+	return p
+}
+
+// env resolves a container's environment: envFrom first, then env, where a later name replaces an earlier one.
+// Values of Secrets and ConfigMaps are read when the revision is declared: at deploy and at the server's start.
+func (r *Reconciler) env(ctx context.Context, namespace string, user serving.Container) ([]engine.Env, error) {
+	var env []engine.Env
+	for _, from := range user.EnvFrom {
+		var data map[string]string
+		var err error
+		switch {
+		case from.ConfigMapRef != nil:
+			data, err = r.data(ctx, serving.KindConfigMap, namespace, from.ConfigMapRef.Name, from.ConfigMapRef.Optional)
+		case from.SecretRef != nil:
+			data, err = r.data(ctx, serving.KindSecret, namespace, from.SecretRef.Name, from.SecretRef.Optional)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading envFrom: %w", err)
+		}
+		for _, k := range slices.Sorted(maps.Keys(data)) {
+			env = append(env, engine.Env{Name: from.Prefix + k, Value: data[k]})
+		}
+	}
+	for _, v := range user.Env {
+		value := v.Value
+		if from := v.ValueFrom; from != nil {
+			kind, ref, key, optional := serving.KindSecret, "", "", (*bool)(nil)
+			switch {
+			case from.SecretKeyRef != nil:
+				ref, key, optional = from.SecretKeyRef.Name, from.SecretKeyRef.Key, from.SecretKeyRef.Optional
+			case from.ConfigMapKeyRef != nil:
+				kind, ref, key, optional = serving.KindConfigMap, from.ConfigMapKeyRef.Name, from.ConfigMapKeyRef.Key, from.ConfigMapKeyRef.Optional
+			default:
+				return nil, fmt.Errorf("environment variable %q: only secretKeyRef and configMapKeyRef can be read", v.Name)
+			}
+			data, err := r.data(ctx, kind, namespace, ref, optional)
+			if err != nil {
+				return nil, fmt.Errorf("reading environment variable %q: %w", v.Name, err)
+			}
+			var ok bool
+			if value, ok = data[key]; !ok {
+				if optional != nil && *optional {
+					continue
+				}
+				return nil, fmt.Errorf("reading environment variable %q: %s %q has no key %q", v.Name, kind.Singular, ref, key)
+			}
+		}
+		env = append(env, engine.Env{Name: v.Name, Value: value})
+	}
+	return env, nil
+}
+
+// data reads the entries of a Secret or ConfigMap.
+func (r *Reconciler) data(ctx context.Context, kind serving.Kind, namespace, name string, optional *bool) (map[string]string, error) {
+	o, err := r.Store.Get(ctx, kind, namespace, name)
+	if err != nil {
+		if optional != nil && *optional {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("%s %q in namespace %q: %w", kind.Singular, name, namespace, err)
+	}
+	data := map[string]string{}
+	switch o := o.(type) {
+	case *serving.Secret:
+		for k, v := range o.Data {
+			data[k] = string(v)
+		}
+	case *serving.ConfigMap:
+		for k, v := range o.Data {
+			data[k] = v
+		}
+		for k, v := range o.BinaryData {
+			data[k] = string(v)
+		}
+	}
+	return data, nil
+}
+
+// credentials finds what the revision's image is pulled with: its imagePullSecrets, for the image's registry.
+func (r *Reconciler) credentials(ctx context.Context, revision *serving.Revision) (engine.Credentials, error) {
+	credentials := engine.Credentials{Insecure: revision.Annotations[serving.AnnotationInsecureRegistry] == "true"}
+	if len(revision.Spec.ImagePullSecrets) == 0 {
+		return credentials, nil
+	}
+	ref, err := name.ParseReference(revision.Spec.Containers[0].Image)
+	if err != nil {
+		return credentials, fmt.Errorf("parsing image %q: %w", revision.Spec.Containers[0].Image, err)
+	}
+	registry := ref.Context().RegistryStr()
+	for _, secret := range revision.Spec.ImagePullSecrets {
+		data, err := r.data(ctx, serving.KindSecret, revision.Namespace, secret.Name, nil)
+		if err != nil {
+			return credentials, fmt.Errorf("reading image pull secret: %w", err)
+		}
+		found, err := registryCredentials(data[".dockerconfigjson"], registry)
+		if err != nil {
+			return credentials, fmt.Errorf("reading image pull secret %q: %w", secret.Name, err)
+		}
+		if found != nil {
+			found.Insecure = credentials.Insecure
+			return *found, nil
+		}
+	}
+	return credentials, nil
+}
+
+// registryCredentials finds a registry in a Docker config.json; nil when it is not there.
+func registryCredentials(config, registry string) (*engine.Credentials, error) {
+	var parsed struct {
+		Auths map[string]struct{ Username, Password, Auth, RegistryToken string }
+	}
+	if err := json.Unmarshal([]byte(config), &parsed); err != nil {
+		return nil, fmt.Errorf("key .dockerconfigjson is not a Docker config.json: %w", err)
+	}
+	for server, auth := range parsed.Auths {
+		server = strings.TrimPrefix(strings.TrimPrefix(server, "https://"), "http://")
+		host, _, _ := strings.Cut(server, "/")
+		if host != registry {
+			continue
+		}
+		if auth.Username == "" && auth.Auth != "" {
+			plain, err := base64.StdEncoding.DecodeString(auth.Auth)
+			if err != nil {
+				return nil, fmt.Errorf("auth of %q is not base64", server)
+			}
+			auth.Username, auth.Password, _ = strings.Cut(string(plain), ":")
+		}
+		return &engine.Credentials{Username: auth.Username, Password: auth.Password, Token: auth.RegistryToken}, nil
+	}
+	return nil, nil
+}

@@ -1,0 +1,177 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"knative.dev/pkg/apis"
+	"knative.dev/pkg/apis/duck/v1"
+
+	"github.com/berth-run/berth/autoscaler"
+	"github.com/berth-run/berth/gateway"
+	"github.com/berth-run/berth/serving"
+)
+
+// describeRoute sets what follows from the route's name alone.
+func (r *Reconciler) describeRoute(route *serving.Route) {
+	route.Status.URL = r.url(serving.Host(route.Namespace, route.Name, "", r.Domain))
+	route.Status.Address = &v1.Addressable{URL: route.Status.URL}
+	route.Status.MarkTLSNotEnabled("external-domain-tls is not enabled")
+}
+
+func (r *Reconciler) url(host string) *apis.URL {
+	u, err := apis.ParseURL(r.URL(host))
+	if err != nil {
+		panic(fmt.Sprintf("reconcile: URL of %q: %v", host, err)) // host names are validated, the rest is ours
+	}
+	return u
+}
+
+// mark sets the condition that says what is wrong with a route's traffic.
+type mark func(*serving.RouteStatus)
+
+// resolveTraffic names the revision of every part of a route's traffic. When one cannot be named, or is not
+// ready, it returns how to say so. reads are the objects that the answer depends on.
+func (r *Reconciler) resolveTraffic(ctx context.Context, route *serving.Route) (traffic []serving.TrafficTarget, reads []key, problem mark, err error) {
+	for _, want := range route.Spec.Traffic {
+		have := want.DeepCopy()
+		have.ConfigurationName = ""
+		latest := want.RevisionName == ""
+		have.LatestRevision = &latest
+		if want.Tag != "" {
+			have.URL = r.url(serving.Host(route.Namespace, route.Name, want.Tag, r.Domain))
+		}
+		var wrong mark
+		if latest {
+			reads = append(reads, key{serving.KindConfiguration.Plural, route.Namespace, want.ConfigurationName})
+			have.RevisionName, wrong, err = r.resolveLatest(ctx, route.Namespace, want.ConfigurationName)
+		} else {
+			reads = append(reads, key{serving.KindRevision.Plural, route.Namespace, want.RevisionName})
+			wrong, err = r.resolveNamed(ctx, route, want.RevisionName)
+		}
+		if err != nil {
+			return nil, reads, nil, err
+		}
+		if wrong != nil && problem == nil {
+			problem = wrong
+		}
+		traffic = append(traffic, *have)
+	}
+	return traffic, reads, problem, nil
+}
+
+// resolveLatest names the latest ready revision of a configuration.
+func (r *Reconciler) resolveLatest(ctx context.Context, namespace, name string) (string, mark, error) {
+	c, err := get[serving.Configuration](ctx, r, serving.KindConfiguration, namespace, name)
+	switch {
+	case err != nil:
+		return "", nil, err
+	case c == nil:
+		return "", func(s *serving.RouteStatus) { s.MarkMissingTrafficTarget("Configuration", name) }, nil
+	case c.Status.LatestReadyRevisionName != "":
+		return c.Status.LatestReadyRevisionName, nil, nil
+	case c.IsFailed():
+		return "", func(s *serving.RouteStatus) { s.MarkConfigurationFailed(name) }, nil
+	default:
+		return "", func(s *serving.RouteStatus) { s.MarkConfigurationNotReady(name) }, nil
+	}
+}
+
+// resolveNamed checks that requests can be sent to a revision that the user named.
+func (r *Reconciler) resolveNamed(ctx context.Context, route *serving.Route, name string) (mark, error) {
+	revision, err := get[serving.Revision](ctx, r, serving.KindRevision, route.Namespace, name)
+	switch {
+	case err != nil:
+		return nil, err
+	case revision == nil || revision.DeletionTimestamp != nil:
+		return func(s *serving.RouteStatus) { s.MarkMissingTrafficTarget("Revision", name) }, nil
+	}
+	service, owner := route.Labels[serving.LabelService], revision.Labels[serving.LabelService]
+	switch {
+	case service != "" && service != owner:
+		return func(s *serving.RouteStatus) { s.MarkRevisionNotOwned(name, service, owner) }, nil
+	case revision.IsReady():
+		return nil, nil
+	case revision.IsFailed():
+		return func(s *serving.RouteStatus) { s.MarkRevisionFailed(name) }, nil
+	default:
+		return func(s *serving.RouteStatus) { s.MarkRevisionNotReady(name) }, nil
+	}
+}
+
+// publish puts a route's traffic into the gateway's table: the route's own host with its percentages, and one
+// host for each tag.
+func (r *Reconciler) publish(ctx context.Context, route key, traffic []serving.TrafficTarget) error {
+	owner := route.namespace + "/" + route.name
+	hosts := map[string]*gateway.Route{}
+	main := &gateway.Route{}
+	for _, t := range traffic {
+		revision, err := get[serving.Revision](ctx, r, serving.KindRevision, route.namespace, t.RevisionName)
+		if err != nil {
+			return err
+		}
+		if revision == nil {
+			continue // deleted under the route's feet: what is left is served
+		}
+		activator := r.deployment(revision).activator
+		if t.Percent != nil && *t.Percent > 0 {
+			main.Splits = append(main.Splits, gateway.Split{Percent: int(*t.Percent), Activator: activator})
+		}
+		if t.Tag == "" {
+			continue
+		}
+		host := serving.Host(route.namespace, route.name, t.Tag, r.Domain)
+		if hosts[host] == nil {
+			hosts[host] = &gateway.Route{Tag: t.Tag}
+		}
+		hosts[host].Splits = append(hosts[host].Splits, gateway.Split{Percent: 100, Activator: activator})
+	}
+	if len(main.Splits) > 0 {
+		hosts[serving.Host(route.namespace, route.name, "", r.Domain)] = main
+	}
+	if len(hosts) == 0 {
+		hosts = nil
+	}
+	return r.Gateway.SetHosts(owner, hosts)
+}
+
+// deployment is what is known in memory of one revision.
+type deployment struct {
+	key       autoscaler.Key
+	activator *gateway.Activator
+	ready     bool // the stored revision is ready. Guarded by Reconciler.mu.
+	fetch     fetch
+}
+
+// deployment returns the record of a revision, made when it is first asked for.
+func (r *Reconciler) deployment(revision *serving.Revision) *deployment {
+	k := autoscaler.Key{Namespace: revision.Namespace, Revision: revision.Name}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d := r.deployments[k]
+	if d == nil {
+		d = &deployment{key: k, activator: gateway.NewActivator(r.gatewayRevision(revision))}
+		r.deployments[k] = d
+	}
+	return d
+}
+
+// forget drops a deleted revision: its requests in flight finish, then its instances end.
+func (r *Reconciler) forget(ctx context.Context, k autoscaler.Key) {
+	r.mu.Lock()
+	d := r.deployments[k]
+	delete(r.deployments, k)
+	r.mu.Unlock()
+	if d == nil {
+		return
+	}
+	d.fetch.cancel()
+	d.activator.Fail(errors.New("the revision was deleted"))
+	r.fetches.Go(func() {
+		r.Autoscaler.Remove(ctx, k)
+		if r.RevisionGone != nil {
+			r.RevisionGone(k.Namespace, d.activator.Revision().Service, k.Revision)
+		}
+	})
+}

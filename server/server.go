@@ -1,0 +1,243 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/berth-run/berth/api"
+	"github.com/berth-run/berth/autoscaler"
+	"github.com/berth-run/berth/engine/node"
+	"github.com/berth-run/berth/gateway"
+	"github.com/berth-run/berth/image"
+	"github.com/berth-run/berth/reconcile"
+	"github.com/berth-run/berth/serving"
+	"github.com/berth-run/berth/store"
+	"github.com/berth-run/berth/store/bolt"
+)
+
+// Run starts the platform and serves until ctx ends, then finishes requests in flight, stops every instance and
+// returns nil. It may be called again, and at the same time with another state directory.
+func Run(ctx context.Context, config Config) error {
+	s, err := open(config)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.run(ctx), s.close())
+}
+
+// server is a running platform: its parts, in the order in which they are opened.
+type server struct {
+	config    Config
+	logger    *slog.Logger
+	addresses Addresses
+	ready     atomic.Bool
+
+	lock            *os.File
+	apiListener     net.Listener
+	gatewayListener net.Listener
+	store           *bolt.Store
+	images          *image.Store
+	engine          *node.Engine
+	gateway         *gateway.Gateway
+	autoscaler      *autoscaler.Autoscaler
+	reconciler      *reconcile.Reconciler
+	api             *http.Server
+}
+
+// open makes the parts and connects them. Addresses are taken first: what is most likely to be wrong is found
+// before anything else is touched.
+func open(config Config) (_ *server, err error) {
+	s := &server{config: config, logger: config.Logger}
+	if s.logger == nil {
+		s.logger = slog.Default()
+	}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.config.StateDir, err = filepath.Abs(config.StateDir); err != nil {
+		return nil, fmt.Errorf("finding state directory %q: %w", config.StateDir, err)
+	}
+	if s.lock, err = lockDir(s.config.StateDir); err != nil {
+		return nil, err
+	}
+	if s.apiListener, err = listen("API", "--api-address", config.APIAddress); err != nil {
+		return nil, err
+	}
+	if s.gatewayListener, err = listen("gateway", "--gateway-address", config.GatewayAddress); err != nil {
+		return nil, err
+	}
+	s.addresses = Addresses{
+		API: s.apiListener.Addr().String(), Gateway: s.gatewayListener.Addr().String(),
+		Token: s.path("token"), Kubeconfig: s.path("kubeconfig"),
+	}
+	token, err := ensureToken(s.addresses.Token)
+	if err != nil {
+		return nil, err
+	}
+
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	if s.store, err = bolt.Open(s.path("objects.db"), bolt.Options{Logger: s.logger}); err != nil {
+		return nil, err
+	}
+	if s.images, err = image.Open(s.path("images"), image.Options{
+		InsecureRegistries: config.InsecureRegistries, DockerConfig: config.DockerConfig, Logger: s.logger,
+	}); err != nil {
+		return nil, err
+	}
+	if s.engine, err = node.Open(node.Config{
+		Dir: s.path("node"), Images: s.images, Runtime: config.Runtime, Network: config.InstanceNetwork,
+		DNS: config.DNS, LogKeep: int64(config.LogKeep), Logger: s.logger,
+	}); err != nil {
+		return nil, err
+	}
+	s.gateway = gateway.New(gateway.Config{AccessLog: config.AccessLog, Logger: s.logger, Registerer: metrics})
+	s.autoscaler = autoscaler.New(s.engine, config.Scaling, s.logger, metrics)
+	s.reconciler = reconcile.New(reconcile.Config{
+		Store: s.store, Images: s.images, Engine: s.engine, Autoscaler: s.autoscaler, Gateway: s.gateway,
+		Scaling: config.Scaling, Logger: s.logger,
+		URL: s.url, Domain: config.Domain,
+		PullTimeout: config.PullTimeout, StartupTimeout: config.StartupTimeout, MaxQueue: config.MaxQueue,
+		RevisionGone: s.engine.RemoveLogs,
+	})
+	s.autoscaler.OnChange = s.reconciler.Changed
+	handler := api.New(api.Config{
+		Store: s.store, Settings: s.admission(), Token: token, Engine: s.engine, Instances: s.autoscaler,
+		Registry: s.images.Registry(), Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
+		Ready: s.readiness, Logger: s.logger,
+	})
+	s.api = &http.Server{
+		Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+	}
+	if err := s.ensureNamespace("default"); err != nil {
+		return nil, err
+	}
+	if err := writeKubeconfig(s.addresses.Kubeconfig, "http://"+s.addresses.API, token); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// run serves until ctx ends or a part fails, then drains from the outside in: first requests, then instances,
+// then the control plane that answers for them.
+func (s *server) run(ctx context.Context) error {
+	control, stopControl := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopControl()
+	group, serving := errgroup.WithContext(ctx)
+	synced := make(chan struct{})
+
+	var parts errgroup.Group
+	parts.Go(func() error { return s.reconciler.Run(control, func() { close(synced) }) })
+	parts.Go(func() error { return s.autoscaler.Run(control) })
+
+	group.Go(func() error {
+		if err := s.api.Serve(s.apiListener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serving the API: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		select {
+		case <-synced: // the table is complete: no request of a known service gets 404
+		case <-serving.Done():
+			return nil
+		}
+		s.ready.Store(true)
+		s.logger.Info("ready", "api", s.addresses.API, "gateway", s.addresses.Gateway)
+		if s.config.Ready != nil {
+			s.config.Ready(s.addresses)
+		}
+		return s.gateway.Serve(serving, s.gatewayListener)
+	})
+	group.Go(func() error {
+		<-serving.Done()
+		s.ready.Store(false)
+		s.api.RegisterOnShutdown(stopControl) // ends watches and log streams
+		return nil
+	})
+	group.Go(func() error {
+		<-serving.Done()
+		return s.drain(stopControl)
+	})
+	return errors.Join(group.Wait(), parts.Wait())
+}
+
+// drain stops the instances and the control plane, within the shutdown timeout.
+func (s *server) drain(stopControl context.CancelFunc) error {
+	ctx, cancel := context.WithTimeout(context.Background(), s.config.ShutdownTimeout)
+	defer cancel()
+	err := s.gateway.Shutdown(ctx)
+	s.autoscaler.Close(ctx)
+	stopControl()
+	closeErr := s.api.Shutdown(ctx)
+	if errors.Is(closeErr, context.DeadlineExceeded) {
+		closeErr = s.api.Close()
+	}
+	return errors.Join(err, closeErr)
+}
+
+// close gives back what open took, in reverse.
+func (s *server) close() error {
+	var errs []error
+	if s.engine != nil {
+		errs = append(errs, s.engine.Close())
+	}
+	if s.store != nil {
+		errs = append(errs, s.store.Close())
+	}
+	for _, l := range []net.Listener{s.gatewayListener, s.apiListener} {
+		if l != nil {
+			l.Close() // closed already when the server that owned it stopped
+		}
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (s *server) path(name string) string { return filepath.Join(s.config.StateDir, name) }
+
+// url is the public URL of a host name on the gateway.
+func (s *server) url(host string) string {
+	_, port, err := net.SplitHostPort(s.addresses.Gateway)
+	if err != nil || port == "80" {
+		return "http://" + host
+	}
+	return "http://" + host + ":" + port
+}
+
+func (s *server) readiness() error {
+	if !s.ready.Load() {
+		return errors.New("still reading the declared services, or stopping")
+	}
+	return nil
+}
+
+// ensureNamespace makes a namespace that must always be there.
+func (s *server) ensureNamespace(name string) error {
+	ctx := context.Background()
+	namespace := &serving.Namespace{ObjectMeta: serving.ObjectMeta{Name: name}}
+	namespace.Status.Phase = serving.NamespaceActive
+	if _, err := s.store.Create(ctx, namespace); err != nil && !errors.Is(err, store.ErrAlreadyExists) {
+		return fmt.Errorf("making namespace %q: %w", name, err)
+	}
+	return nil
+}
