@@ -1,0 +1,42 @@
+# make          build bin/berth
+# make demo     see Berth work: deploy, cold start, scale out, scale to zero
+# make test     every test but the slow ones; as root, on Linux
+# make check    formatting, vet and the import rules alone
+# make bench    every benchmark; make bench-coldstart and so on run one
+
+GO ?= go
+BENCH = coldstart gateway idle burst
+
+.PHONY: all deps demo check test bench $(BENCH:%=bench-%)
+
+all: bin/berth
+
+bin/berth: FORCE
+	@mkdir -p bin
+	$(GO) build -o $@ ./cmd/berth
+
+FORCE:
+
+# Installs what Berth needs at run time, and only what is missing.
+deps:
+	@scripts/deps
+
+demo: deps bin/berth
+	@scripts/demo
+
+check:
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "these files need gofmt -w"; exit 1; }
+	$(GO) vet ./...
+
+test: deps check
+	@scripts/deps debootstrap
+	$(GO) test -race -timeout 14m ./...
+
+bench: $(BENCH:%=bench-%)
+
+bench-coldstart bench-idle bench-burst: bench-%: deps bin/berth
+	$(GO) run ./bench/$*
+
+bench-gateway: deps bin/berth
+	@scripts/deps nginx
+	$(GO) run ./bench/gateway
