@@ -1,0 +1,92 @@
+// Command idle measures what a Berth server costs when nothing happens: memory and CPU without services, and with
+// 200 services at zero.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/berth-run/berth/bench"
+	"github.com/berth-run/berth/client"
+)
+
+const services = 200
+
+func main() {
+	if err := run(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, "bench-idle:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	s, err := bench.Start(ctx, "--stable-window", "1s", "--scale-to-zero-grace", "0s")
+	if err != nil {
+		return err
+	}
+	defer s.Stop()
+	empty, emptyCPU, err := settle(s)
+	if err != nil {
+		return err
+	}
+	_, image, err := s.DeployHello(ctx)
+	if err != nil {
+		return err
+	}
+	for i := 1; i < services; i++ {
+		if _, err := s.Client.Services("default").Create(ctx, bench.Service(fmt.Sprintf("idle-%03d", i), image)); err != nil {
+			return err
+		}
+	}
+	err = bench.Await(ctx, "all services to be ready and at zero", func() (bool, error) {
+		list, _, err := s.Client.Services("default").List(ctx, client.Selector{})
+		if err != nil {
+			return false, err
+		}
+		for _, service := range list {
+			if !service.IsReady() {
+				return false, nil
+			}
+		}
+		states, err := s.States(ctx)
+		return states["ready"]+states["starting"]+states["draining"]+states["stopping"] == 0, err
+	})
+	if err != nil {
+		return err
+	}
+	full, fullCPU, err := settle(s)
+	if err != nil {
+		return err
+	}
+	states, err := s.States(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d services at zero, %d of them with a prepared instance (a process that waits; not counted in the server's memory)\n", services, states["prepared"])
+	bench.Print("idle_pss_with_services_mib", full/1024, "MiB")
+	bench.Print("idle_cpu_percent_empty", emptyCPU, "%")
+	bench.Print("idle_pss_mib", empty/1024, "MiB")
+	bench.Print("idle_kib_per_service", (full-empty)/services, "KiB")
+	bench.Print("idle_cpu_percent", fullCPU, "%")
+	return nil
+}
+
+// settle waits until the server has given back what work left behind, then reads memory (KiB) and CPU (percent of
+// one processor over 20 seconds).
+func settle(s *bench.Server) (pss, cpu float64, err error) {
+	time.Sleep(40 * time.Second)
+	const window = 20 * time.Second
+	before, err := bench.CPU(s.PID)
+	if err != nil {
+		return 0, 0, err
+	}
+	time.Sleep(window)
+	after, err := bench.CPU(s.PID)
+	if err != nil {
+		return 0, 0, err
+	}
+	pss, err = bench.PSS(s.PID)
+	return pss, 100 * float64(after-before) / float64(window), err
+}
