@@ -18,6 +18,8 @@ var (
 	ErrConflict = errors.New("the object has been modified; read it again and apply your change to the newest version")
 	// ErrGone: the version to watch from is too old; list again and watch from the list's version.
 	ErrGone = errors.New("too old resource version")
+	// ErrTerminating: the namespace is being deleted and takes no new objects.
+	ErrTerminating = errors.New("the namespace is being deleted")
 )
 
 // Store holds objects. All methods may be called concurrently.

@@ -1,0 +1,250 @@
+package bolt
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/berth-run/berth/serving"
+)
+
+// The file: a bucket for each kind, named like "services.serving.knative.dev", holds JSON under NAMESPACE/NAME;
+// one more holds what concerns the file itself.
+const (
+	metaBucket = "berth"
+	formatKey  = "format"  // 8 bytes, big endian; a change that older versions cannot read adds one
+	versionKey = "version" // 8 bytes, big endian: the newest resourceVersion, also when a deletion took it
+
+	format = 1
+
+	lockTimeout = time.Second // to wait for a process that is just ending
+)
+
+// What to do about a file that cannot be read. The path is in the error already.
+const remedy = "restore a backup of the file, or move it away to start with an empty store"
+
+func bucketName(kind int) string { return serving.Kinds[kind].String() }
+
+func (k key) bytes() []byte { return []byte(k.namespace + "/" + k.name) }
+
+// openFile opens or makes the file and reads it into memory.
+func (s *Store) openFile() error {
+	info, err := os.Stat(s.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := createFile(s.path); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("it is not a file (%s); give the path of the store's file", info.Mode().Type())
+	case info.Size() == 0:
+		return fmt.Errorf("the file is empty, which a store never is; %s", remedy)
+	default:
+		if err := inspectFile(s.path); err != nil {
+			return err
+		}
+		if err := compactFile(s.path); err != nil {
+			s.logger.Warn("compacting the store; it stays as large as it is", "path", s.path, "error", err)
+		}
+	}
+	if s.db, err = openBolt(s.path, false); err != nil {
+		return err
+	}
+	err = guard(func() error { return s.db.View(s.load) })
+	if err != nil {
+		s.db.Close()
+	}
+	return err
+}
+
+// createFile makes an empty store. It gets its name when it is complete, so that a crash leaves no half of one.
+func createFile(path string) error {
+	making := path + ".new"
+	if err := os.Remove(making); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	db, err := openBolt(making, false)
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		meta, err := tx.CreateBucket([]byte(metaBucket))
+		if err != nil {
+			return err
+		}
+		if err := meta.Put([]byte(formatKey), binary.BigEndian.AppendUint64(nil, format)); err != nil {
+			return err
+		}
+		return meta.Put([]byte(versionKey), binary.BigEndian.AppendUint64(nil, 0))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return err
+	}
+	return install(making, path)
+}
+
+// install gives a complete file its name, durably.
+func install(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	directory, err := os.Open(filepath.Dir(to))
+	if err != nil {
+		return err
+	}
+	defer directory.Close()
+	return directory.Sync()
+}
+
+func openBolt(path string, readOnly bool) (*bbolt.DB, error) {
+	var db *bbolt.DB
+	err := guard(func() (err error) {
+		db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+			Timeout:      lockTimeout,
+			FreelistType: bbolt.FreelistMapType,
+			ReadOnly:     readOnly,
+		})
+		return err
+	})
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout):
+		return nil, errors.New("another process has it open, probably a Berth server; stop that one or use another state directory")
+	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
+		return nil, fmt.Errorf("it is damaged or not a store (%w); %s", err, remedy)
+	}
+	return db, err
+}
+
+// inspectFile looks at a file before anything is written to it: whether all of it is there and it is a store.
+func inspectFile(path string) error {
+	db, err := openBolt(path, true)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return guard(func() error {
+		return db.View(func(tx *bbolt.Tx) error {
+			info, err := os.Stat(path)
+			if err != nil {
+				return err
+			}
+			if info.Size() < tx.Size() {
+				return fmt.Errorf("it is cut off: %d of %d bytes are there; %s", info.Size(), tx.Size(), remedy)
+			}
+			meta := tx.Bucket([]byte(metaBucket))
+			if meta == nil {
+				return errors.New("it is another program's bbolt file; use another path")
+			}
+			switch found, err := number(meta, formatKey); {
+			case err != nil:
+				return err
+			case found > format:
+				return fmt.Errorf("it has format %d, and this version of Berth reads up to %d; start the newer version that wrote it", found, format)
+			}
+			return nil
+		})
+	})
+}
+
+// guard runs f, which reads a file that may be damaged, and makes an error of what bbolt panics with then.
+func guard(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("it is damaged (%v); %s", r, remedy)
+		}
+	}()
+	return f()
+}
+
+func number(meta *bbolt.Bucket, name string) (uint64, error) {
+	data := meta.Get([]byte(name))
+	if len(data) != 8 {
+		return 0, fmt.Errorf("it is damaged (its %s has %d bytes, not 8); %s", name, len(data), remedy)
+	}
+	return binary.BigEndian.Uint64(data), nil
+}
+
+// load reads all objects.
+func (s *Store) load(tx *bbolt.Tx) error {
+	var err error
+	if s.version, err = number(tx.Bucket([]byte(metaBucket)), versionKey); err != nil {
+		return err
+	}
+	for kind := range serving.Kinds {
+		bucket := tx.Bucket([]byte(bucketName(kind)))
+		if bucket == nil {
+			continue
+		}
+		err := bucket.ForEach(func(name, data []byte) error {
+			o := serving.Kinds[kind].New()
+			if err := json.Unmarshal(data, o); err != nil {
+				return fmt.Errorf("it is damaged (reading %s %q: %w); %s", bucketName(kind), name, err, remedy)
+			}
+			k := key{kind, o.GetNamespace(), o.GetName()}
+			if !bytes.Equal(name, k.bytes()) {
+				return fmt.Errorf("it is damaged (%s %q is stored as %q); %s", bucketName(kind), k.bytes(), name, remedy)
+			}
+			s.tables[kind].set(k.namespace, k.name, o)
+			s.graph.replace(k, nil, o)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// savedVersion returns the version that the file holds.
+func (s *Store) savedVersion() (version uint64, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		version, err = number(tx.Bucket([]byte(metaBucket)), versionKey)
+		return err
+	})
+	return version, err
+}
+
+// Files smaller than this are not worth compacting.
+const compactFrom = 4 << 20
+
+// compactFile rewrites a file of which more than half is free.
+func compactFile(path string) error {
+	info, err := os.Stat(path)
+	if err != nil || info.Size() < compactFrom {
+		return err
+	}
+	from, err := openBolt(path, false)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	free := int64(from.Stats().FreePageN) * int64(from.Info().PageSize)
+	if free < info.Size()/2 {
+		return nil
+	}
+	making := path + ".compact"
+	if err := os.Remove(making); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	to, err := openBolt(making, false)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(guard(func() error { return bbolt.Compact(to, from, 1<<20) }), to.Close()); err != nil {
+		os.Remove(making)
+		return err
+	}
+	return install(making, path)
+}
