@@ -52,7 +52,7 @@ func (s Settings) Scale(annotations map[string]string, containerConcurrency int6
 	r := annotationReader{annotations: annotations}
 	scale := Scale{
 		Metric:               r.metric(),
-		StableWindow:         r.duration(autoscaling.WindowAnnotation, s.StableWindow, autoscaling.WindowMin, autoscaling.WindowMax),
+		StableWindow:         r.duration(autoscaling.WindowAnnotation, s.StableWindow, autoscaling.WindowMin, autoscaling.WindowMax, time.Second),
 		PanicThreshold:       r.float(autoscaling.PanicThresholdPercentageAnnotation, s.PanicThresholdPercent, autoscaling.PanicThresholdPercentageMin, autoscaling.PanicThresholdPercentageMax) / 100,
 		MaxScaleUpRate:       s.MaxScaleUpRate,
 		MaxScaleDownRate:     s.MaxScaleDownRate,
@@ -60,9 +60,9 @@ func (s Settings) Scale(annotations map[string]string, containerConcurrency int6
 		Max:                  r.int(autoscaling.MaxScaleAnnotation, s.MaxScale, 0),
 		Initial:              r.int(autoscaling.InitialScaleAnnotation, s.InitialScale, 0),
 		Activation:           r.int(autoscaling.ActivationScale, 0, 2),
-		ScaleDownDelay:       r.duration(autoscaling.ScaleDownDelayAnnotation, 0, 0, autoscaling.WindowMax),
+		ScaleDownDelay:       r.duration(autoscaling.ScaleDownDelayAnnotation, 0, 0, autoscaling.WindowMax, time.Second),
 		ScaleToZeroGrace:     s.ScaleToZeroGrace,
-		ScaleToZeroRetention: r.duration(autoscaling.ScaleToZeroPodRetentionPeriodAnnotation, s.ScaleToZeroRetention, 0, autoscaling.WindowMax),
+		ScaleToZeroRetention: r.duration(autoscaling.ScaleToZeroPodRetentionPeriodAnnotation, s.ScaleToZeroRetention, 0, autoscaling.WindowMax, time.Nanosecond),
 	}
 	percent := r.float(autoscaling.PanicWindowPercentageAnnotation, s.PanicWindowPercent, autoscaling.PanicWindowPercentageMin, autoscaling.PanicWindowPercentageMax)
 	// Load is read once in a tick, but waking requests cause readings between: a second is the finest that means something.
@@ -128,14 +128,18 @@ func (r *annotationReader) float(keys kmap.KeyPriority, otherwise, least, most f
 	return f
 }
 
-func (r *annotationReader) duration(keys kmap.KeyPriority, otherwise, least, most time.Duration) time.Duration {
+func (r *annotationReader) duration(keys kmap.KeyPriority, otherwise, least, most, step time.Duration) time.Duration {
 	key, value, ok := keys.Get(r.annotations)
 	if !ok {
 		return otherwise
 	}
 	d, err := time.ParseDuration(value)
-	if err != nil || d < least || d > most || d.Truncate(time.Second) != d {
-		r.refuse(key, value, fmt.Sprintf("give a duration in whole seconds from %s to %s, like \"60s\"", least, most))
+	if err != nil || d < least || d > most || d.Truncate(step) != d {
+		want := fmt.Sprintf("give a duration from %s to %s, like \"60s\"", least, most)
+		if step == time.Second {
+			want += ", in whole seconds"
+		}
+		r.refuse(key, value, want)
 		return otherwise
 	}
 	return d

@@ -1,0 +1,181 @@
+package autoscaler
+
+import (
+	"math"
+	"time"
+)
+
+// Input is what is seen of one revision at one moment.
+type Input struct {
+	Now               time.Time
+	Ready, Starting   int     // instances
+	InFlight, Waiting int     // requests, see [Load]
+	Stable, Panic     float64 // the metric's averages over the two windows
+	Reachable         bool    // a route leads here
+	Prove             bool    // see [Revision].Prove
+	Failing           bool    // the newest start failed
+}
+
+// State is what [Decide] remembers of one revision from one decision to the next. The zero value is a revision
+// that has not been looked at. A State is used once: the next decision takes the one that was returned.
+type State struct {
+	panicAt  time.Time // when the load was last over the panic threshold; zero when not panicking
+	panicMax int       // most instances wanted since panic began
+
+	surgeAt time.Time // when surge instances were last asked for at once
+	surge   int
+
+	delayed []delayed // greatest first and oldest first: wanted numbers that the scale-down delay still holds
+
+	activeSince time.Time // when the first instance became ready; zero when there is none
+	idleSince   time.Time // when nothing was wanted any more; zero while something is
+	proven      bool      // the initial scale has been reached
+}
+
+type delayed struct {
+	at time.Time
+	n  int
+}
+
+// Decision is how many instances a revision should have.
+type Decision struct {
+	Desired int
+	Panic   bool // load grew so fast that the short window decides, and no instance is taken away
+}
+
+// Decide says how many instances a revision should have. It is Knative's algorithm, and one rule of ours in
+// front: requests that wait ask for capacity at once, without an average and without a tick.
+//
+//   - The average load over the stable window, divided by the target, is the number wanted. It moves by the
+//     maximal rates at most.
+//   - When the panic window alone wants PanicThreshold times the ready instances, it decides, and nothing is
+//     taken away until a stable window after it last did.
+//   - A scale-down delay holds the greatest number of its time.
+//   - The last instance goes when nothing was wanted for the grace period (or the retention period, when longer),
+//     and not before it has been there for a stable window.
+func Decide(scale Scale, in Input, state State) (Decision, State) {
+	wanted, panicking := state.average(scale, in)
+	if in.Failing && in.Ready+in.Starting+in.Waiting == 0 {
+		// The averages still hold requests that have been refused. Nobody waits for another try.
+		wanted = 0
+	}
+	wanted = max(wanted, state.atOnce(scale, in))
+	if in.Reachable && scale.ScaleDownDelay > 0 {
+		wanted = state.delay(scale.ScaleDownDelay, in.Now, wanted)
+	}
+	wanted = state.bound(scale, in, wanted)
+	wanted = state.lastInstance(scale, in, wanted)
+	return Decision{Desired: wanted, Panic: panicking}, state
+}
+
+// average is what the averages want: Knative's part.
+func (s *State) average(scale Scale, in Input) (wanted int, panicking bool) {
+	ready := float64(max(1, in.Ready))
+	// Rounding up lets one instance grow at any rate, rounding down lets one go.
+	most, least := math.Ceil(scale.MaxScaleUpRate*ready), 0.0
+	if in.Reachable {
+		least = math.Floor(ready / scale.MaxScaleDownRate)
+	}
+	within := func(average float64) int {
+		n := math.Ceil(average / scale.Target)
+		wanted := int(min(max(n, least), most))
+		if n > 0 {
+			wanted = max(wanted, scale.Activation)
+		}
+		return wanted
+	}
+	stable, panicked := within(in.Stable), within(in.Panic)
+	switch {
+	case math.Ceil(in.Panic/scale.Target)/ready >= scale.PanicThreshold:
+		s.panicAt = in.Now
+	case !s.panicAt.IsZero() && in.Now.Sub(s.panicAt) > scale.StableWindow:
+		s.panicAt, s.panicMax = time.Time{}, 0
+	}
+	if s.panicAt.IsZero() {
+		return stable, false
+	}
+	s.panicMax = max(s.panicMax, stable, panicked)
+	return s.panicMax, true
+}
+
+// atOnce is what requests that wait want now: instances for all that is there, the waiting and the running. Of
+// instances that are starting already it asks no more than that, so a burst is answered once. What was asked
+// for is kept for a stable window: a burst that comes again finds it.
+func (s *State) atOnce(scale Scale, in Input) int {
+	requests := in.InFlight + in.Waiting
+	n := int(math.Ceil(float64(requests) / scale.Target))
+	// With a target below 1 there would be more instances than requests, of no use to any.
+	n = min(n, requests)
+	if in.Waiting > 0 {
+		n = max(n, scale.Activation)
+		if n >= s.surge {
+			s.surge, s.surgeAt = n, in.Now
+		}
+	}
+	if s.surge > 0 && in.Now.Sub(s.surgeAt) >= scale.StableWindow {
+		s.surge = 0
+	}
+	// Keeping is not asking: what did not start by the time its requests are gone is not started any more.
+	return min(s.surge, max(n, in.Ready+in.Starting))
+}
+
+// delay returns the greatest number wanted in the time before now that scaling down is delayed for.
+func (s *State) delay(by time.Duration, now time.Time, wanted int) int {
+	// A number that is neither greater nor newer than another can never be the greatest again.
+	for n := len(s.delayed); n > 0 && s.delayed[n-1].n <= wanted; n-- {
+		s.delayed = s.delayed[:n-1]
+	}
+	s.delayed = append(s.delayed, delayed{now, wanted})
+	old := 0
+	for now.Sub(s.delayed[old].at) >= by {
+		old++
+	}
+	s.delayed = append(s.delayed[:0], s.delayed[old:]...)
+	return s.delayed[0].n
+}
+
+// bound keeps wanted between the least and greatest number. The least counts only where a route leads; the
+// initial scale counts until it has been reached.
+func (s *State) bound(scale Scale, in Input, wanted int) int {
+	if in.Reachable {
+		wanted = max(wanted, scale.Min)
+	}
+	if initial := max(scale.Initial, scale.Min); in.Prove && !s.proven {
+		if scale.Max > 0 {
+			initial = min(initial, scale.Max)
+		}
+		wanted = max(wanted, initial)
+		s.proven = in.Ready >= initial
+	}
+	if scale.Max > 0 {
+		wanted = min(wanted, scale.Max)
+	}
+	return wanted
+}
+
+// lastInstance keeps one instance for the time that must pass before a revision goes to zero.
+func (s *State) lastInstance(scale Scale, in Input, wanted int) int {
+	if in.Ready == 0 {
+		s.activeSince = time.Time{}
+	} else if s.activeSince.IsZero() {
+		s.activeSince = in.Now
+	}
+	if wanted > 0 || in.Ready == 0 {
+		s.idleSince = time.Time{}
+		return wanted
+	}
+	if in.Now.Sub(s.activeSince) < scale.StableWindow {
+		return 1
+	}
+	if s.idleSince.IsZero() {
+		s.idleSince = in.Now
+	}
+	keep := scale.ScaleToZeroGrace
+	if in.Reachable {
+		keep = max(keep, scale.ScaleToZeroRetention)
+	}
+	if in.Now.Sub(s.idleSince) < keep {
+		return 1
+	}
+	return 0
+}

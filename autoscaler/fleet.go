@@ -1,0 +1,322 @@
+package autoscaler
+
+import (
+	"container/list"
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/berth-run/berth/engine"
+)
+
+// proofLimit is for how long a revision that does not start is tried again only to prove it: Knative's progress
+// deadline.
+const proofLimit = 600 * time.Second
+
+// fleet is one revision and its instances. All but woken and published belongs to the loop.
+type fleet struct {
+	revision  Revision
+	woken     atomic.Bool // a wake is in the mail
+	published atomic.Pointer[published]
+
+	declared    bool
+	removed     bool
+	unpublished bool
+	gone        chan struct{} // closed when removed and empty, if anyone waits for it
+
+	members []*member
+	state   State
+	window  *window // nil while there is neither an instance nor a request
+	desired int
+
+	proven     bool
+	proveSince time.Time
+	backoff    backoff
+	failure    error
+	failures   uint64 // of starts so far: tells one failure from another
+	retry      *time.Timer
+	wokenAt    time.Time // when the first of the requests came that wait for the first instance; zero when none does
+
+	queued   urgency
+	requests uint64        // at the last look
+	recent   *list.Element // in Autoscaler.recent
+	unspared bool          // preparing a spare failed: not tried again until an instance has started
+}
+
+// member is one instance of a fleet, from the decision to prepare it until nothing of it is left.
+type member struct {
+	instance engine.Instance // nil until it is prepared
+	state    engine.State    // "" until it is prepared
+	since    time.Time       // when it entered state
+	created  time.Time
+	took     time.Duration // from claimed to ready
+
+	claimed   bool      // it is wanted now: started as soon as it is prepared
+	claimedAt time.Time // when it was claimed
+	cold      bool      // no instance was ready when it was claimed
+	spare     bool      // it was prepared before it was wanted
+	given     bool      // it is not wanted any more: stopped as soon as its step has ended
+	slot      bool      // it holds one of Autoscaler.slots
+
+	cancel context.CancelFunc // ends the step in progress; nil between steps
+	leave  chan struct{}      // closed when it stops being ready; made when it becomes so
+}
+
+// published is what the outside may see of a fleet.
+type published struct {
+	status    Status
+	failures  uint64
+	instances []InstanceStatus
+}
+
+// same tells whether the statuses are equal. Failures are told apart by their number: errors need not be comparable.
+func (p *published) same(q *published) bool {
+	a, b := p.status, q.status
+	a.Failure, b.Failure = nil, nil
+	return a == b && p.failures == q.failures && (p.status.Failure == nil) == (q.status.Failure == nil)
+}
+
+func newFleet(revision Revision) *fleet {
+	f := &fleet{revision: revision}
+	f.published.Store(&published{})
+	return f
+}
+
+// count returns how many members are in a state. Those that are prepared in order to start count as starting.
+func (f *fleet) count(state engine.State) int {
+	n := 0
+	for _, m := range f.members {
+		s := m.state
+		if s == "" && m.claimed && !m.given {
+			s = engine.Starting
+		}
+		if s == state && !(m.given && s == engine.Starting) {
+			n++
+		}
+	}
+	return n
+}
+
+// missing is how many more instances should start.
+func (f *fleet) missing() int {
+	return f.desired - f.count(engine.Ready) - f.count(engine.Starting)
+}
+
+func (f *fleet) snapshot() *published {
+	p := &published{failures: f.failures, status: Status{
+		Desired:  f.desired,
+		Prepared: f.count(engine.Prepared),
+		Starting: f.count(engine.Starting),
+		Ready:    f.count(engine.Ready),
+		Draining: f.count(engine.Draining),
+		Proven:   f.proven,
+		Failure:  f.failure,
+	}}
+	for _, m := range f.members {
+		if m.instance == nil {
+			continue
+		}
+		p.instances = append(p.instances, InstanceStatus{
+			ID:        m.instance.ID(),
+			Namespace: f.revision.Spec.Namespace,
+			Service:   f.revision.Spec.Service,
+			Revision:  f.revision.Spec.Revision,
+			State:     m.state,
+			Since:     m.since,
+			Created:   m.created,
+			StartTook: m.took,
+			Stages:    m.instance.Stages(),
+		})
+	}
+	return p
+}
+
+// declare takes over a declaration.
+func (a *Autoscaler) declare(ctx context.Context, f *fleet, revision Revision) {
+	if f.removed || a.closing {
+		return
+	}
+	before := f.revision
+	f.revision.Scale = revision.Scale
+	f.revision.Reachable = revision.Reachable
+	f.revision.Prove = revision.Prove
+	if revision.Prove && (!f.declared || !before.Prove) {
+		f.proveSince = time.Now()
+		f.state.proven = false
+	}
+	if f.window != nil && before.Scale.StableWindow != revision.Scale.StableWindow {
+		f.window = nil
+	}
+	f.declared = true
+	a.rank(f)
+	a.look(ctx, f)
+}
+
+// look reads a fleet's load, decides, and sets in motion what is decided.
+func (a *Autoscaler) look(ctx context.Context, f *fleet) {
+	if f.removed || a.closing {
+		return
+	}
+	now, scale, load := time.Now(), f.revision.Scale, f.revision.Pool.Load()
+	if load.Requests != f.requests {
+		f.requests = load.Requests
+		a.touch(f)
+	}
+	in := Input{
+		Now:       now,
+		Ready:     f.count(engine.Ready),
+		Starting:  f.count(engine.Starting),
+		InFlight:  load.InFlight,
+		Waiting:   load.Waiting,
+		Reachable: f.revision.Reachable,
+		Prove:     f.revision.Prove && now.Sub(f.proveSince) < proofLimit,
+		Failing:   f.failure != nil,
+	}
+	idle := in.Ready+in.Starting+in.InFlight+in.Waiting == 0
+	switch {
+	case f.window != nil:
+		f.window.record(load)
+	case !idle:
+		f.window = newWindow(scale.StableWindow, a.settings.Tick, load)
+	}
+	if f.window != nil {
+		in.Stable = f.window.mean(scale.Metric, load, scale.StableWindow, scale.PanicWindow)
+		in.Panic = f.window.mean(scale.Metric, load, scale.PanicWindow, scale.PanicWindow)
+	}
+	decision, state := Decide(scale, in, f.state)
+	f.state = state
+	if f.desired != decision.Desired {
+		f.desired = decision.Desired
+		a.change(f)
+	}
+	if idle && f.desired == 0 {
+		a.rest(f)
+		return
+	}
+	a.busy[f] = struct{}{}
+	a.follow(f, in)
+}
+
+// rest ends looking at a fleet until something happens to it, and forgets what only averages need.
+func (a *Autoscaler) rest(f *fleet) {
+	delete(a.busy, f)
+	f.window = nil
+	f.state = State{proven: f.state.proven}
+}
+
+// follow moves a fleet towards the number desired.
+func (a *Autoscaler) follow(f *fleet, in Input) {
+	if less := in.Ready - f.desired; less > 0 {
+		// Starting ones are let be: they may fail yet, and are looked at again when they have become ready.
+		a.scaleIn(f, less)
+		return
+	}
+	if f.desired <= in.Ready+in.Starting {
+		return
+	}
+	if wait := f.backoff.until.Sub(in.Now); wait > 0 {
+		if in.Waiting > 0 && in.Ready+in.Starting == 0 {
+			f.revision.Pool.Fail(f.failure)
+		}
+		if f.retry == nil {
+			f.retry = time.AfterFunc(wait, func() {
+				a.mail.post(func(ctx context.Context) {
+					f.retry = nil
+					a.look(ctx, f)
+				})
+			})
+		}
+		return
+	}
+	switch {
+	case in.Waiting > 0:
+		a.queue.push(f, forRequests)
+	case in.Prove && !f.state.proven:
+		a.queue.push(f, forProof)
+	default:
+		a.queue.push(f, forLoad)
+	}
+}
+
+// scaleIn takes the newest ready instances away: the older ones have their caches warm.
+func (a *Autoscaler) scaleIn(f *fleet, n int) {
+	for i := len(f.members) - 1; i >= 0 && n > 0; i-- {
+		if m := f.members[i]; m.state == engine.Ready {
+			a.drain(f, m, "load no longer needs it")
+			n--
+		}
+	}
+}
+
+// retire ends a fleet.
+func (a *Autoscaler) retire(f *fleet, reason string) {
+	if f.removed {
+		return
+	}
+	f.removed = true
+	f.desired = 0
+	f.queued = notQueued
+	if f.retry != nil {
+		f.retry.Stop()
+		f.retry = nil
+	}
+	a.rest(f)
+	a.rank(f)
+	for _, m := range f.members {
+		switch m.state {
+		case "", engine.Starting:
+			m.given = true
+			m.cancel()
+		case engine.Prepared:
+			a.stop(f, m, reason)
+		case engine.Ready:
+			a.drain(f, m, reason)
+		}
+	}
+	f.revision.Pool.Fail(ErrRemoved)
+	a.change(f)
+}
+
+// backoff keeps a revision that does not start, or ends soon after, from being started over and over.
+type backoff struct {
+	failures int       // in a row
+	until    time.Time // no start before
+}
+
+// active tells whether no start may begin now.
+func (b *backoff) active() bool { return time.Now().Before(b.until) }
+
+const (
+	backoffFirst = time.Second
+	backoffMost  = 60 * time.Second
+	// backoffSteady is how long an instance must have been ready for its end not to count as a failure.
+	backoffSteady = 60 * time.Second
+)
+
+// startFailed counts a start that began at claimed and failed now. Starts that were under way when another
+// failed are the same failure.
+func (b *backoff) startFailed(claimed, now time.Time) {
+	if b.failures > 0 && claimed.Before(b.until) {
+		return
+	}
+	b.failures++
+	b.until = now.Add(backoffDelay(b.failures))
+}
+
+// exited counts an instance that ended by itself at now, having been ready since. The first time it is replaced
+// at once.
+func (b *backoff) exited(since, now time.Time) {
+	if now.Sub(since) >= backoffSteady {
+		*b = backoff{}
+		return
+	}
+	b.failures++
+	b.until = now.Add(backoffDelay(b.failures - 1))
+}
+
+func backoffDelay(failures int) time.Duration {
+	if failures <= 0 {
+		return 0
+	}
+	return min(backoffFirst<<min(failures-1, 10), backoffMost)
+}

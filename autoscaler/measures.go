@@ -1,0 +1,84 @@
+package autoscaler
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/berth-run/berth/engine"
+)
+
+// measures are the autoscaler's metrics. It is a collector for those that are read off the published state, so
+// that a revision without instances has no series.
+type measures struct {
+	autoscaler *Autoscaler
+
+	instances  *prometheus.Desc
+	coldStarts *prometheus.CounterVec
+	stages     *prometheus.HistogramVec
+	failed     *prometheus.CounterVec
+}
+
+func newMeasures(a *Autoscaler, registerer prometheus.Registerer) *measures {
+	m := &measures{
+		autoscaler: a,
+		instances: prometheus.NewDesc("berth_instances", "Instances by state.",
+			[]string{"namespace", "service", "revision", "state"}, nil),
+		coldStarts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "berth_cold_starts_total",
+			Help: "Starts of a revision's first instance, by whether it had been prepared.",
+		}, []string{"prepared"}),
+		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "berth_instance_start_seconds",
+			Help:    "Time that the stages of instance starts took; stage wait is from the first waiting request to ready.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 18),
+		}, []string{"stage"}),
+		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "berth_instance_starts_failed_total",
+			Help: "Instances that did not become ready, by reason.",
+		}, []string{"reason"}),
+	}
+	if registerer != nil {
+		registerer.MustRegister(m, m.coldStarts, m.stages, m.failed)
+	}
+	return m
+}
+
+// started counts an instance that has become ready.
+func (m *measures) started(f *fleet, started *member) {
+	if started.cold {
+		prepared := "no"
+		if started.spare {
+			prepared = "yes"
+		}
+		m.coldStarts.WithLabelValues(prepared).Inc()
+	}
+	for _, stage := range started.instance.Stages() {
+		m.stages.WithLabelValues(stage.Name).Observe(stage.Took.Seconds())
+	}
+	if !f.wokenAt.IsZero() {
+		m.stages.WithLabelValues("wait").Observe(time.Since(f.wokenAt).Seconds())
+	}
+}
+
+// Describe implements [prometheus.Collector].
+func (m *measures) Describe(descs chan<- *prometheus.Desc) { descs <- m.instances }
+
+// Collect implements [prometheus.Collector].
+func (m *measures) Collect(metrics chan<- prometheus.Metric) {
+	type series struct {
+		namespace, service, revision string
+		state                        engine.State
+	}
+	// A revision that was removed and declared again while it drains is there twice.
+	counts := make(map[series]int)
+	m.autoscaler.eachPublished(func(_ *fleet, p *published) {
+		for _, i := range p.instances {
+			counts[series{i.Namespace, i.Service, i.Revision, i.State}]++
+		}
+	})
+	for s, n := range counts {
+		metrics <- prometheus.MustNewConstMetric(m.instances, prometheus.GaugeValue, float64(n),
+			s.namespace, s.service, s.revision, string(s.state))
+	}
+}
