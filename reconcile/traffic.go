@@ -169,7 +169,10 @@ func (r *Reconciler) forget(ctx context.Context, k autoscaler.Key) {
 	d.fetch.cancel()
 	d.activator.Fail(errors.New("the revision was deleted"))
 	r.fetches.Go(func() {
-		r.Autoscaler.Remove(ctx, k)
+		if err := r.Autoscaler.Remove(ctx, k); err != nil {
+			r.Logger.Warn("stopping the instances of a deleted revision", "revision", k.Revision, "error", err)
+		}
+		r.Gateway.Forget(d.activator)
 		if r.RevisionGone != nil {
 			r.RevisionGone(k.Namespace, d.activator.Revision().Service, k.Revision)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -107,7 +108,9 @@ func open(config Config) (_ *server, err error) {
 	}); err != nil {
 		return nil, err
 	}
-	s.gateway = gateway.New(gateway.Config{AccessLog: config.AccessLog, Logger: s.logger, Registerer: metrics})
+	s.gateway = gateway.New(gateway.Config{
+		AccessLog: accessLog(config), Logger: s.logger, Registerer: metrics, ShutdownTimeout: config.ShutdownTimeout,
+	})
 	s.autoscaler = autoscaler.New(s.engine, config.Scaling, s.logger, metrics)
 	s.reconciler = reconcile.New(reconcile.Config{
 		Store: s.store, Images: s.images, Engine: s.engine, Autoscaler: s.autoscaler, Gateway: s.gateway,
@@ -135,62 +138,95 @@ func open(config Config) (_ *server, err error) {
 	return s, nil
 }
 
-// run serves until ctx ends or a part fails, then drains from the outside in: first requests, then instances,
-// then the control plane that answers for them.
+// run serves until ctx ends or a part fails, then drains from the outside in: requests, instances, control plane.
 func (s *server) run(ctx context.Context) error {
+	serving, stopServing := context.WithCancelCause(ctx)
+	defer stopServing(nil)
 	control, stopControl := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopControl()
-	group, serving := errgroup.WithContext(ctx)
+
 	synced := make(chan struct{})
-
 	var parts errgroup.Group
-	parts.Go(func() error { return s.reconciler.Run(control, func() { close(synced) }) })
-	parts.Go(func() error { return s.autoscaler.Run(control) })
-
-	group.Go(func() error {
+	part := func(name string, run func() error) {
+		parts.Go(func() error {
+			err := run()
+			if err != nil {
+				err = fmt.Errorf("%s: %w", name, err)
+			}
+			stopServing(err)
+			return err
+		})
+	}
+	part("reconciling", func() error { return s.reconciler.Run(control, func() { close(synced) }) })
+	part("scaling", func() error { return s.autoscaler.Run(control) })
+	part("collecting images", func() error { return s.collectImages(control) })
+	part("serving the API", func() error {
 		if err := s.api.Serve(s.apiListener); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serving the API: %w", err)
+			return err
 		}
 		return nil
 	})
-	group.Go(func() error {
-		select {
-		case <-synced: // the table is complete: no request of a known service gets 404
-		case <-serving.Done():
-			return nil
-		}
-		s.ready.Store(true)
-		s.logger.Info("ready", "api", s.addresses.API, "gateway", s.addresses.Gateway)
-		if s.config.Ready != nil {
-			s.config.Ready(s.addresses)
-		}
-		return s.gateway.Serve(serving, s.gatewayListener)
-	})
-	group.Go(func() error {
-		<-serving.Done()
-		s.ready.Store(false)
-		s.api.RegisterOnShutdown(stopControl) // ends watches and log streams
-		return nil
-	})
-	group.Go(func() error {
-		<-serving.Done()
-		return s.drain(stopControl)
-	})
-	return errors.Join(group.Wait(), parts.Wait())
+
+	err := s.serveRequests(serving, synced)
+	s.ready.Store(false)
+	drain, cancel := context.WithTimeout(context.Background(), s.config.ShutdownTimeout)
+	defer cancel()
+	err = errors.Join(err, s.autoscaler.Close(drain))
+	stopControl()
+	if closing := s.api.Shutdown(drain); closing != nil {
+		s.api.Close() // watches and log streams that did not end
+	}
+	return errors.Join(err, parts.Wait())
 }
 
-// drain stops the instances and the control plane, within the shutdown timeout.
-func (s *server) drain(stopControl context.CancelFunc) error {
-	ctx, cancel := context.WithTimeout(context.Background(), s.config.ShutdownTimeout)
-	defer cancel()
-	err := s.gateway.Shutdown(ctx)
-	s.autoscaler.Close(ctx)
-	stopControl()
-	closeErr := s.api.Shutdown(ctx)
-	if errors.Is(closeErr, context.DeadlineExceeded) {
-		closeErr = s.api.Close()
+// serveRequests runs the gateway, as soon as its table is complete, until ctx ends and the requests in flight
+// have finished.
+func (s *server) serveRequests(ctx context.Context, synced <-chan struct{}) error {
+	select {
+	case <-synced:
+	case <-ctx.Done():
+		return nil
 	}
-	return errors.Join(err, closeErr)
+	s.ready.Store(true)
+	s.logger.Info("ready", "api", s.addresses.API, "gateway", s.addresses.Gateway)
+	if s.config.Ready != nil {
+		s.config.Ready(s.addresses)
+	}
+	if err := s.gateway.Serve(ctx, s.gatewayListener); err != nil {
+		return fmt.Errorf("serving requests: %w", err)
+	}
+	return nil
+}
+
+// collectImages deletes, every few minutes, images that no revision uses.
+func (s *server) collectImages(ctx context.Context) error {
+	const every, keep = 10 * time.Minute, time.Hour
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		revisions, _, err := s.store.List(ctx, serving.KindRevision, "")
+		if err != nil {
+			s.logger.Warn("listing revisions to collect images", "error", err)
+			continue
+		}
+		var used []string
+		for _, o := range revisions {
+			for _, status := range o.(*serving.Revision).Status.ContainerStatuses {
+				used = append(used, status.ImageDigest)
+			}
+		}
+		freed, err := s.images.Collect(ctx, used, keep)
+		if err != nil {
+			s.logger.Warn("collecting images", "error", err)
+		} else if freed > 0 {
+			s.logger.Info("collected images", "freed", ByteSize(freed).String())
+		}
+	}
 }
 
 // close gives back what open took, in reverse.
@@ -198,6 +234,9 @@ func (s *server) close() error {
 	var errs []error
 	if s.engine != nil {
 		errs = append(errs, s.engine.Close())
+	}
+	if s.images != nil {
+		errs = append(errs, s.images.Close())
 	}
 	if s.store != nil {
 		errs = append(errs, s.store.Close())
@@ -211,6 +250,13 @@ func (s *server) close() error {
 		errs = append(errs, s.lock.Close())
 	}
 	return errors.Join(errs...)
+}
+
+func accessLog(config Config) io.Writer {
+	if !config.AccessLog {
+		return nil
+	}
+	return os.Stdout
 }
 
 func (s *server) path(name string) string { return filepath.Join(s.config.StateDir, name) }
