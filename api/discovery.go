@@ -1,0 +1,112 @@
+package api
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/version"
+
+	"github.com/berth-run/berth/serving"
+)
+
+// groupBerth is what is Berth's own, beside Knative's API.
+var groupBerth = schema.GroupVersion{Group: "berth.run", Version: "v1"}
+
+// kubernetes is the version of Kubernetes whose API this is, for clients that compare versions.
+const kubernetes = "v1.37.0"
+
+func groupVersions() (all []schema.GroupVersion) {
+	for _, k := range serving.Kinds {
+		if gv := k.GroupVersion(); !slices.Contains(all, gv) {
+			all = append(all, gv)
+		}
+	}
+	return all
+}
+
+// prefix is where the paths of a group begin.
+func prefix(gv schema.GroupVersion) string {
+	if gv.Group == "" {
+		return "/api/" + gv.Version
+	}
+	return "/apis/" + gv.Group + "/" + gv.Version
+}
+
+func (a *api) version(http.ResponseWriter, *http.Request) (any, error) {
+	git := kubernetes + "+berth"
+	if a.Version != "" {
+		git += "-" + strings.TrimPrefix(a.Version, "v")
+	}
+	return version.Info{Major: "1", Minor: "37", GitVersion: git, Platform: "linux/amd64"}, nil
+}
+
+func (a *api) apiVersions(http.ResponseWriter, *http.Request) (any, error) {
+	return v1.APIVersions{
+		TypeMeta: v1.TypeMeta{Kind: "APIVersions"}, Versions: []string{"v1"},
+		ServerAddressByClientCIDRs: []v1.ServerAddressByClientCIDR{},
+	}, nil
+}
+
+func (a *api) apiGroups(http.ResponseWriter, *http.Request) (any, error) {
+	groups := v1.APIGroupList{TypeMeta: v1.TypeMeta{Kind: "APIGroupList", APIVersion: "v1"}}
+	for _, gv := range append(groupVersions(), groupBerth) {
+		if gv.Group != "" {
+			groups.Groups = append(groups.Groups, group(gv))
+		}
+	}
+	return groups, nil
+}
+
+func (a *api) apiGroup(gv schema.GroupVersion) handler {
+	return func(http.ResponseWriter, *http.Request) (any, error) {
+		g := group(gv)
+		g.TypeMeta = v1.TypeMeta{Kind: "APIGroup", APIVersion: "v1"}
+		return g, nil
+	}
+}
+
+func group(gv schema.GroupVersion) v1.APIGroup {
+	only := v1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: gv.Version}
+	return v1.APIGroup{Name: gv.Group, Versions: []v1.GroupVersionForDiscovery{only}, PreferredVersion: only}
+}
+
+func (a *api) berthResources(http.ResponseWriter, *http.Request) (any, error) {
+	return resources(groupBerth), nil
+}
+
+// apiResources lists the kinds of a group with the verbs that the table of routes serves.
+func (a *api) apiResources(gv schema.GroupVersion) handler {
+	return func(http.ResponseWriter, *http.Request) (any, error) { return resources(gv), nil }
+}
+
+func resources(gv schema.GroupVersion) v1.APIResourceList {
+	l := v1.APIResourceList{
+		TypeMeta: v1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: gv.String(), APIResources: []v1.APIResource{},
+	}
+	for _, k := range serving.Kinds {
+		if k.GroupVersion() != gv {
+			continue
+		}
+		verbs := v1.Verbs{"delete", "get", "list", "patch", "update", "watch"}
+		if served(route{kind: k, method: "POST"}) {
+			verbs = append(verbs, "create")
+		}
+		if k.Namespaced {
+			verbs = append(verbs, "deletecollection")
+		}
+		slices.Sort(verbs)
+		l.APIResources = append(l.APIResources, v1.APIResource{
+			Name: k.Plural, SingularName: k.Singular, Namespaced: k.Namespaced, Kind: k.Name, Verbs: verbs,
+			ShortNames: k.ShortNames, Categories: k.Categories,
+		})
+		if hasStatus(k) {
+			l.APIResources = append(l.APIResources, v1.APIResource{
+				Name: k.Plural + "/status", Namespaced: k.Namespaced, Kind: k.Name, Verbs: v1.Verbs{"get", "patch", "update"},
+			})
+		}
+	}
+	return l
+}

@@ -1,0 +1,127 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-run/berth/serving"
+	"github.com/berth-run/berth/store"
+)
+
+// statusError is an error that knows how it looks on the wire.
+type statusError struct{ status v1.Status }
+
+func (e *statusError) Error() string { return e.status.Message }
+
+// Status makes a statusError one of Kubernetes' API errors.
+func (e *statusError) Status() v1.Status { return e.status }
+
+// statusOf is the one place where errors become what clients see. An error that none of the cases knows is the
+// platform's fault: 500, and its text is shown because the one user of the API is the platform's owner.
+func statusOf(err error, kind serving.Kind, name string) v1.Status {
+	var known interface{ Status() v1.Status }
+	var tooLarge *http.MaxBytesError
+	var e *statusError
+	switch {
+	case errors.As(err, &known):
+		e = &statusError{known.Status()}
+	case errors.Is(err, store.ErrNotFound):
+		e = notFound(kind, name)
+	case errors.Is(err, store.ErrAlreadyExists):
+		e = failure(http.StatusConflict, v1.StatusReasonAlreadyExists, fmt.Sprintf("%s %q already exists", kind, name))
+	case errors.Is(err, store.ErrConflict):
+		e = conflict(kind, name, "the object has been modified; please apply your changes to the latest version and try again")
+	case errors.Is(err, store.ErrGone):
+		e = expired(err.Error())
+	case errors.As(err, &tooLarge):
+		e = failure(http.StatusRequestEntityTooLarge, v1.StatusReasonRequestEntityTooLarge,
+			fmt.Sprintf("the request's body is larger than %d bytes, the most that is taken", tooLarge.Limit))
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		e = failure(http.StatusGatewayTimeout, v1.StatusReasonTimeout, "the request ended before it was answered: "+err.Error())
+	default:
+		e = failure(http.StatusInternalServerError, v1.StatusReasonInternalError, "Internal error occurred: "+err.Error())
+	}
+	s := e.status
+	s.TypeMeta = v1.TypeMeta{Kind: "Status", APIVersion: "v1"}
+	s.Status = v1.StatusFailure
+	if s.Details == nil && kind.Plural != "" {
+		s.Details = &v1.StatusDetails{Group: kind.Group, Kind: kind.Plural, Name: name}
+	}
+	return s
+}
+
+func failure(code int32, reason v1.StatusReason, message string) *statusError {
+	return &statusError{v1.Status{Status: v1.StatusFailure, Code: code, Reason: reason, Message: message}}
+}
+
+func notFound(kind serving.Kind, name string) *statusError {
+	e := failure(http.StatusNotFound, v1.StatusReasonNotFound, fmt.Sprintf("%s %q not found", kind, name))
+	e.status.Details = &v1.StatusDetails{Group: kind.Group, Kind: kind.Plural, Name: name}
+	return e
+}
+
+func noSuchPath(path string) *statusError {
+	return failure(http.StatusNotFound, v1.StatusReasonNotFound,
+		fmt.Sprintf("the server could not find the requested resource: there is nothing at %s", path))
+}
+
+func conflict(kind serving.Kind, name, why string) *statusError {
+	return failure(http.StatusConflict, v1.StatusReasonConflict,
+		fmt.Sprintf("Operation cannot be fulfilled on %s %q: %s", kind, name, why))
+}
+
+func badRequest(format string, args ...any) *statusError {
+	return failure(http.StatusBadRequest, v1.StatusReasonBadRequest, fmt.Sprintf(format, args...))
+}
+
+func forbidden(kind serving.Kind, name, why string) *statusError {
+	return failure(http.StatusForbidden, v1.StatusReasonForbidden, fmt.Sprintf("%s %q is forbidden: %s", kind, name, why))
+}
+
+func unauthorized(why string) *statusError {
+	return failure(http.StatusUnauthorized, v1.StatusReasonUnauthorized,
+		"Unauthorized: "+why+`; send the header "Authorization: Bearer TOKEN" with the token that the server keeps in its state directory`)
+}
+
+func expired(why string) *statusError {
+	return failure(http.StatusGone, v1.StatusReasonExpired, why+": list again and go on from the list's resourceVersion")
+}
+
+func methodNotAllowed(method, path string, allowed []string) *statusError {
+	return failure(http.StatusMethodNotAllowed, v1.StatusReasonMethodNotAllowed,
+		fmt.Sprintf("the server does not allow this method on the requested resource: %s %s; it takes %s", method, path, strings.Join(allowed, ", ")))
+}
+
+func unsupportedMediaType(got string, supported ...string) *statusError {
+	if got == "" {
+		got = "(none)"
+	}
+	return failure(http.StatusUnsupportedMediaType, v1.StatusReasonUnsupportedMediaType,
+		fmt.Sprintf("the body of the request was in an unknown format: Content-Type is %s; accepted media types include: %s", got, strings.Join(supported, ", ")))
+}
+
+func notAcceptable(accept string) *statusError {
+	return failure(http.StatusNotAcceptable, v1.StatusReasonNotAcceptable,
+		fmt.Sprintf("only the following media types are accepted: application/json; the request's Accept is %q", accept))
+}
+
+func headerTooLarge(size int) *statusError {
+	return failure(http.StatusRequestHeaderFieldsTooLarge, "RequestHeaderFieldsTooLarge",
+		fmt.Sprintf("the request's header has %d bytes, and %d is the most that is taken", size, maxHeader))
+}
+
+func tooManyStreams(limit int) *statusError {
+	e := failure(http.StatusTooManyRequests, v1.StatusReasonTooManyRequests,
+		fmt.Sprintf("%d watches and followed logs are open, the most at once; end some, or try again later", limit))
+	e.status.Details = &v1.StatusDetails{RetryAfterSeconds: 5}
+	return e
+}
+
+func notReady(err error) *statusError {
+	return failure(http.StatusServiceUnavailable, v1.StatusReasonServiceUnavailable, "not ready: "+err.Error())
+}

@@ -1,0 +1,187 @@
+package api
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"strconv"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/berth-run/berth/serving"
+)
+
+func (a *api) get(kind serving.Kind) handler {
+	return func(_ http.ResponseWriter, r *http.Request) (any, error) {
+		v, err := viewOf(r)
+		if err != nil {
+			return nil, err
+		}
+		o, err := a.Store.Get(r.Context(), kind, r.PathValue("namespace"), r.PathValue("name"))
+		if err != nil {
+			return nil, err
+		}
+		return one(v, r, kind, o), nil
+	}
+}
+
+// list answers a list, or with ?watch=true a watch.
+func (a *api) list(kind serving.Kind) handler {
+	return func(w http.ResponseWriter, r *http.Request) (any, error) {
+		v, err := viewOf(r)
+		if err != nil {
+			return nil, err
+		}
+		choose, err := selectionOf(r)
+		if err != nil {
+			return nil, err
+		}
+		watch, err := boolean(r, "watch")
+		if err != nil {
+			return nil, err
+		}
+		if watch {
+			return nil, a.watch(w, r, kind, v, choose)
+		}
+		chosen, version, err := a.choose(r, kind, choose)
+		if err != nil {
+			return nil, err
+		}
+		q := r.URL.Query()
+		if want := q.Get("resourceVersion"); q.Get("resourceVersionMatch") == string(v1.ResourceVersionMatchExact) && want != version {
+			return nil, expired("the list at resourceVersion " + want + " is no longer kept")
+		}
+		page, meta, err := pageOf(q.Get("limit"), q.Get("continue"), chosen, version)
+		if err != nil {
+			return nil, err
+		}
+		return many(v, r, kind, page, meta), nil
+	}
+}
+
+// choose reads the objects that a request's namespace and selectors select.
+func (a *api) choose(r *http.Request, kind serving.Kind, s selection) ([]serving.Object, string, error) {
+	objects, version, err := a.Store.List(r.Context(), kind, r.PathValue("namespace"))
+	if err != nil {
+		return nil, "", err
+	}
+	var chosen []serving.Object
+	for _, o := range objects {
+		if s.matches(o) {
+			chosen = append(chosen, o)
+		}
+	}
+	return chosen, version, nil
+}
+
+// selection is what labelSelector and fieldSelector ask for.
+type selection struct {
+	labels labels.Selector
+	fields fields.Selector
+}
+
+func selectionOf(r *http.Request) (s selection, err error) {
+	q := r.URL.Query()
+	if s.labels, err = labels.Parse(q.Get("labelSelector")); err != nil {
+		return s, badRequest("labelSelector is %q: %s", q.Get("labelSelector"), err)
+	}
+	if s.fields, err = fields.ParseSelector(q.Get("fieldSelector")); err != nil {
+		return s, badRequest("fieldSelector is %q: %s", q.Get("fieldSelector"), err)
+	}
+	for _, requirement := range s.fields.Requirements() {
+		if requirement.Field != "metadata.name" && requirement.Field != "metadata.namespace" {
+			return s, badRequest("field label not supported: %s; fieldSelector takes metadata.name and metadata.namespace", requirement.Field)
+		}
+	}
+	return s, nil
+}
+
+func (s selection) matches(o serving.Object) bool {
+	return s.labels.Matches(labels.Set(o.GetLabels())) &&
+		s.fields.Matches(fields.Set{"metadata.name": o.GetName(), "metadata.namespace": o.GetNamespace()})
+}
+
+// position is where the next page of a list begins: after this object, at the version of the first page.
+type position struct {
+	Version   string `json:"v"`
+	Namespace string `json:"ns"`
+	Name      string `json:"n"`
+}
+
+// pageOf cuts one page out of objects, which are ordered by namespace and name. Later pages show the objects as
+// they are then; a watch from the first page's version, which all pages carry, makes good for the difference.
+func pageOf(limit, after string, objects []serving.Object, version string) ([]serving.Object, v1.ListMeta, error) {
+	meta := v1.ListMeta{ResourceVersion: version}
+	if after != "" {
+		var p position
+		data, err := base64.RawURLEncoding.DecodeString(after)
+		if err == nil {
+			err = json.Unmarshal(data, &p)
+		}
+		if err != nil || p.Version == "" {
+			return nil, meta, badRequest("continue key is not valid: %q; take it from the metadata of the page before", after)
+		}
+		for len(objects) > 0 && !p.before(objects[0]) {
+			objects = objects[1:]
+		}
+		meta.ResourceVersion = p.Version
+	}
+	if limit == "" || limit == "0" {
+		return objects, meta, nil
+	}
+	n, err := strconv.Atoi(limit)
+	if err != nil || n < 0 {
+		return nil, meta, badRequest("limit is %q: give a number of objects", limit)
+	}
+	if n >= len(objects) {
+		return objects, meta, nil
+	}
+	last := objects[n-1]
+	next, err := json.Marshal(position{meta.ResourceVersion, last.GetNamespace(), last.GetName()})
+	if err != nil {
+		return nil, meta, err
+	}
+	meta.Continue = base64.RawURLEncoding.EncodeToString(next)
+	remaining := int64(len(objects) - n)
+	meta.RemainingItemCount = &remaining
+	return objects[:n], meta, nil
+}
+
+// before says whether o comes after the position.
+func (p position) before(o serving.Object) bool {
+	if o.GetNamespace() != p.Namespace {
+		return o.GetNamespace() > p.Namespace
+	}
+	return o.GetName() > p.Name
+}
+
+// boolean reads a parameter of the query; absent is false.
+func boolean(r *http.Request, name string) (bool, error) {
+	if !r.URL.Query().Has(name) {
+		return false, nil
+	}
+	value := r.URL.Query().Get(name)
+	if value == "" {
+		return true, nil // "?watch" is how people write it
+	}
+	b, err := strconv.ParseBool(value)
+	if err != nil {
+		return false, badRequest("%s is %q: give true or false", name, value)
+	}
+	return b, nil
+}
+
+// seconds reads a parameter of the query that counts seconds or lines; absent is -1.
+func number(r *http.Request, name string) (int, error) {
+	value := r.URL.Query().Get(name)
+	if value == "" {
+		return -1, nil
+	}
+	n, err := strconv.Atoi(value)
+	if err != nil || n < 0 {
+		return 0, badRequest("%s is %q: give a whole number", name, value)
+	}
+	return n, nil
+}

@@ -1,0 +1,271 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-run/berth/serving"
+	"github.com/berth-run/berth/store"
+)
+
+// The types of events that the store does not know.
+const (
+	bookmark store.EventType = "BOOKMARK" // only says how far the watch has come
+	failed   store.EventType = "ERROR"    // carries a Status; the watch ends
+)
+
+// bookmarkPeriod is how often a watch that asks for bookmarks gets one, as in Kubernetes.
+const bookmarkPeriod = time.Minute
+
+// event is one line of a watch.
+type event struct {
+	Type   store.EventType `json:"type"`
+	Object any             `json:"object"`
+}
+
+// watcher writes one watch.
+type watcher struct {
+	kind    serving.Kind
+	view    view
+	choose  selection
+	request *http.Request
+	lines   *lines
+	// known says for the objects whose changes came by whether they were selected: a change of labels makes an
+	// object appear or go. It stays nil without a label selector; names and namespaces do not change.
+	known map[string]bool
+	last  string // version of the newest event
+}
+
+// watchOptions are the parameters of a watch.
+type watchOptions struct {
+	version   string // "" and "0": begin with what there is
+	initial   bool   // begin with what there is, and a bookmark after it
+	bookmarks bool
+	timeout   time.Duration
+}
+
+func watchOptionsOf(r *http.Request) (o watchOptions, err error) {
+	q := r.URL.Query()
+	o.version = q.Get("resourceVersion")
+	if o.version == "0" {
+		o.version = ""
+	}
+	if o.bookmarks, err = boolean(r, "allowWatchBookmarks"); err != nil {
+		return o, err
+	}
+	if o.initial, err = boolean(r, "sendInitialEvents"); err != nil {
+		return o, err
+	}
+	timeout, err := number(r, "timeoutSeconds")
+	if err != nil {
+		return o, err
+	}
+	o.timeout = time.Duration(timeout) * time.Second
+	if timeout <= 0 {
+		// Spread over half an hour so that clients do not all come again at once, as Kubernetes does.
+		o.timeout = 30*time.Minute + rand.N(30*time.Minute)
+	}
+	return o, nil
+}
+
+// watch writes events until the client goes, the time is up or the store ends the watch; the client then comes
+// again from the last version it saw.
+func (a *api) watch(w http.ResponseWriter, r *http.Request, kind serving.Kind, v view, s selection) error {
+	options, err := watchOptionsOf(r)
+	if err != nil {
+		return err
+	}
+	release, err := a.stream()
+	if err != nil {
+		return err
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(r.Context(), options.timeout)
+	defer cancel()
+
+	namespace := r.PathValue("namespace")
+	var initial []serving.Object
+	version := options.version
+	if version == "" || options.initial {
+		if initial, version, err = a.Store.List(ctx, kind, namespace); err != nil {
+			return err
+		}
+	}
+	events, err := a.Store.Watch(ctx, kind, namespace, version)
+	if err != nil {
+		return err // 410 when the version is too old, before anything is written
+	}
+	defer events.Stop()
+
+	wr := &watcher{kind: kind, view: v, choose: s, request: r, lines: newLines(w), last: version}
+	if !s.labels.Empty() {
+		wr.known = map[string]bool{}
+	}
+	if err := wr.lines.begin(); err != nil {
+		return nil // the client is gone
+	}
+	if err := wr.run(ctx, events, initial, options); err != nil && ctx.Err() == nil {
+		a.Logger.Debug("a watch ended", "kind", kind.String(), "error", err)
+	}
+	return nil
+}
+
+func (wr *watcher) run(ctx context.Context, events store.Watch, initial []serving.Object, options watchOptions) error {
+	for _, o := range initial {
+		if err := wr.write(store.Event{Type: store.Added, Object: o}); err != nil {
+			return err
+		}
+	}
+	if options.initial && options.bookmarks {
+		if err := wr.bookmark(map[string]string{v1.InitialEventsAnnotationKey: "true"}); err != nil {
+			return err
+		}
+	}
+	if err := wr.lines.flush(); err != nil {
+		return err
+	}
+	ticker := time.NewTicker(bookmarkPeriod)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			if options.bookmarks {
+				return errors.Join(wr.bookmark(nil), wr.lines.flush())
+			}
+			return nil
+		case e, ok := <-events.Events():
+			if !ok {
+				return nil
+			}
+			if err := wr.write(e); err != nil {
+				return err
+			}
+			// What is there already goes out together.
+			for more := true; more; {
+				select {
+				case e, ok := <-events.Events():
+					if !ok {
+						return wr.lines.flush()
+					}
+					if err := wr.write(e); err != nil {
+						return err
+					}
+				default:
+					more = false
+				}
+			}
+		case <-ticker.C:
+			if !options.bookmarks {
+				continue
+			}
+			if err := wr.bookmark(nil); err != nil {
+				return err
+			}
+		}
+		if err := wr.lines.flush(); err != nil {
+			return err
+		}
+	}
+}
+
+// write sends an event as the selectors make it look, or nothing.
+func (wr *watcher) write(e store.Event) error {
+	if e.Object.GetResourceVersion() > "" && e.Type != store.Added || wr.last == "" {
+		wr.last = e.Object.GetResourceVersion()
+	} else if wr.newer(e.Object.GetResourceVersion()) {
+		wr.last = e.Object.GetResourceVersion()
+	}
+	kind := wr.selected(e)
+	if kind == "" {
+		return nil
+	}
+	return wr.lines.write(event{kind, one(wr.view, wr.request, wr.kind, e.Object)})
+}
+
+// newer compares versions, which are decimal numbers without leading zeros.
+func (wr *watcher) newer(version string) bool {
+	return len(version) > len(wr.last) || len(version) == len(wr.last) && version > wr.last
+}
+
+// selected is the event's type as one sees it who sees only what the selectors select; "" is no event.
+func (wr *watcher) selected(e store.Event) store.EventType {
+	matches := wr.choose.matches(e.Object)
+	if wr.known == nil {
+		if matches {
+			return e.Type
+		}
+		return ""
+	}
+	key := e.Object.GetNamespace() + "/" + e.Object.GetName()
+	was, seen := wr.known[key]
+	wr.known[key] = matches
+	switch {
+	case e.Type == store.Deleted:
+		delete(wr.known, key)
+		if matches || was {
+			return store.Deleted
+		}
+		return ""
+	case matches && seen && !was:
+		return store.Added
+	case matches:
+		return e.Type
+	case was, !seen && e.Type == store.Modified:
+		// Not seen before, it may have been selected at the version the watch began from: a client that does not
+		// have it takes no harm from its going.
+		return store.Deleted
+	}
+	return ""
+}
+
+// bookmark tells the client the version from which it may go on.
+func (wr *watcher) bookmark(annotations map[string]string) error {
+	o := wr.kind.New()
+	wr.kind.Stamp(o)
+	o.SetResourceVersion(wr.last)
+	o.SetAnnotations(annotations)
+	return wr.lines.write(event{bookmark, one(wr.view, wr.request, wr.kind, o)})
+}
+
+// lines is an answer of JSON lines that goes on.
+type lines struct {
+	writer     http.ResponseWriter
+	controller *http.ResponseController
+}
+
+func newLines(w http.ResponseWriter) *lines {
+	return &lines{w, http.NewResponseController(w)}
+}
+
+// begin sends the header, so that the client knows that the stream is open.
+func (l *lines) begin() error {
+	l.writer.Header().Set("Content-Type", "application/json")
+	l.writer.Header().Set("Cache-Control", "no-cache, private")
+	l.writer.WriteHeader(http.StatusOK)
+	return l.flush()
+}
+
+// write sends one line; it is sure to be on its way after the next flush.
+func (l *lines) write(line any) error {
+	var b bytes.Buffer
+	if err := json.NewEncoder(&b).Encode(line); err != nil {
+		return fmt.Errorf("encoding a line: %w", err)
+	}
+	// A reader that does not read must not hold the stream for ever. Writers without deadlines are tests'.
+	_ = l.controller.SetWriteDeadline(time.Now().Add(writeTimeout))
+	_, err := l.writer.Write(b.Bytes())
+	return err
+}
+
+func (l *lines) flush() error {
+	_ = l.controller.SetWriteDeadline(time.Now().Add(writeTimeout))
+	return l.controller.Flush()
+}
