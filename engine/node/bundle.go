@@ -1,0 +1,252 @@
+package node
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/profiles/seccomp"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-run/berth/engine"
+	"github.com/berth-run/berth/image"
+)
+
+const (
+	// maxProcesses bounds an instance's processes and threads, so that a fork bomb stays inside.
+	maxProcesses = 4096
+	// maxOpenFiles is the limit of open files (contract C75), or the machine's when that is lower.
+	maxOpenFiles = 25000
+	// leastOOMScore makes the kernel, short of memory, end instances before the server.
+	leastOOMScore = 500
+	// cpuPeriod is the period of the CPU limit, in microseconds.
+	cpuPeriod   = 100_000
+	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)
+
+// capabilities are those that root has in a container: what Docker gives.
+var capabilities = []string{
+	"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
+	"CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
+}
+
+// maskedPaths tell about, or control, the machine; the container finds them empty.
+var maskedPaths = []string{
+	"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+	"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+	"/sys/devices/virtual/powercap", "/sys/firmware",
+}
+
+var readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+
+// bundle is what an OCI runtime configuration is written from.
+type bundle struct {
+	spec        engine.Spec
+	image       image.Config
+	user        user
+	hostname    string
+	cgroupsPath string
+	network     string // path of the network namespace
+	openFiles   uint64
+	oomScore    int
+}
+
+// environment is what the program finds in its environment: the image's, the user's over it, and over both what
+// only the platform sets (contract C11, C26, C30).
+func (b *bundle) environment() []string {
+	names := []string{}
+	values := map[string]string{}
+	set := func(name, value string) {
+		if _, seen := values[name]; !seen {
+			names = append(names, name)
+		}
+		values[name] = value
+	}
+	set("PATH", defaultPath)
+	set("HOSTNAME", b.hostname)
+	set("HOME", b.user.home)
+	for _, e := range b.image.Env {
+		if name, value, found := strings.Cut(e, "="); found && name != "" {
+			set(name, value)
+		}
+	}
+	for _, e := range b.spec.Container.Env {
+		set(e.Name, e.Value)
+	}
+	if b.spec.Container.Port > 0 {
+		set("PORT", strconv.Itoa(b.spec.Container.Port))
+	}
+	set("K_SERVICE", b.spec.Service)
+	set("K_CONFIGURATION", b.spec.Configuration)
+	set("K_REVISION", b.spec.Revision)
+	env := make([]string, len(names))
+	for i, name := range names {
+		env[i] = name + "=" + values[name]
+	}
+	return env
+}
+
+// variable is the value that an environment variable has, or "".
+func (b *bundle) variable(name string) string {
+	for _, e := range b.environment() {
+		if value, found := strings.CutPrefix(e, name+"="); found {
+			return value
+		}
+	}
+	return ""
+}
+
+// args is the program and its arguments. A command of the user's replaces the image's arguments too.
+func (b *bundle) args() []string {
+	c := b.spec.Container
+	command, args := b.image.Entrypoint, b.image.Cmd
+	if c.Command != nil {
+		command, args = c.Command, nil
+	}
+	if c.Args != nil {
+		args = c.Args
+	}
+	return slices.Concat(command, args)
+}
+
+// workingDir is where the program starts.
+func (b *bundle) workingDir() string {
+	dir := b.image.WorkingDir
+	if b.spec.Container.WorkingDir != "" {
+		dir = b.spec.Container.WorkingDir
+	}
+	return path.Clean("/" + dir)
+}
+
+// write writes the bundle's config.json.
+func (b *bundle) write(dir string) error {
+	config, err := b.config()
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(config)
+	if err != nil {
+		return fmt.Errorf("encoding the container's configuration: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), text, 0o600); err != nil {
+		return fmt.Errorf("writing the container's configuration: %w", err)
+	}
+	return nil
+}
+
+func (b *bundle) config() (*specs.Spec, error) {
+	config := &specs.Spec{
+		Version:  "1.0.2", // the newest that old runtimes take; nothing newer is used
+		Hostname: b.hostname,
+		Root:     &specs.Root{Path: "rootfs"},
+		Mounts:   b.mounts(),
+		Process: &specs.Process{
+			Args:            b.args(),
+			Env:             b.environment(),
+			Cwd:             b.workingDir(),
+			User:            specs.User{UID: b.user.uid, GID: b.user.gid, AdditionalGids: b.user.groups},
+			Capabilities:    b.capabilities(),
+			NoNewPrivileges: true, // contract C69
+			OOMScoreAdj:     &b.oomScore,
+			Rlimits: []specs.POSIXRlimit{
+				{Type: "RLIMIT_NOFILE", Soft: b.openFiles, Hard: b.openFiles},
+				{Type: "RLIMIT_CORE", Soft: 0, Hard: 0},
+			},
+		},
+		Linux: &specs.Linux{
+			CgroupsPath: b.cgroupsPath,
+			Resources:   b.resources(),
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
+				{Type: specs.MountNamespace}, {Type: specs.CgroupNamespace},
+				{Type: specs.NetworkNamespace, Path: b.network},
+			},
+			MaskedPaths:   maskedPaths,
+			ReadonlyPaths: readonlyPaths,
+		},
+	}
+	filter, err := seccomp.GetDefaultProfile(config)
+	if err != nil {
+		return nil, fmt.Errorf("making the container's system call filter: %w", err)
+	}
+	config.Linux.Seccomp = filter
+	return config, nil
+}
+
+// capabilities gives root Docker's set, and other users none that they could use or regain.
+func (b *bundle) capabilities() *specs.LinuxCapabilities {
+	c := &specs.LinuxCapabilities{Bounding: capabilities}
+	if b.user.uid == 0 {
+		c.Effective, c.Permitted = capabilities, capabilities
+	}
+	return c
+}
+
+func (b *bundle) mounts() []specs.Mount {
+	shm := []string{"nosuid", "noexec", "nodev", "mode=1777"}
+	if limit := b.spec.Container.Memory; limit > 0 {
+		shm = append(shm, "size="+strconv.FormatInt(limit, 10)) // in memory, and so within its limit
+	}
+	return []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: shm},
+		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		{Destination: cgroupMount, Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
+	}
+}
+
+func (b *bundle) resources() *specs.LinuxResources {
+	r := &specs.LinuxResources{
+		Devices: allowedDevices(),
+		Pids:    &specs.LinuxPids{Limit: pointer(int64(maxProcesses))},
+	}
+	if cpu := b.spec.Container.CPU; cpu > 0 {
+		const leastQuota, leastShares = 1000, 2 // of the kernel
+		r.CPU = &specs.LinuxCPU{
+			Shares: pointer(uint64(max(cpu*1024/1000, leastShares))),
+			Quota:  pointer(max(cpu*cpuPeriod/1000, leastQuota)),
+			Period: pointer(uint64(cpuPeriod)),
+		}
+	}
+	if memory := b.spec.Container.Memory; memory > 0 {
+		r.Memory = &specs.LinuxMemory{Limit: &memory}
+	}
+	return r
+}
+
+// allowedDevices denies every device but those that each container has.
+func allowedDevices() []specs.LinuxDeviceCgroup {
+	allow := func(kind string, major, minor int64, access string) specs.LinuxDeviceCgroup {
+		d := specs.LinuxDeviceCgroup{Allow: true, Type: kind, Access: access}
+		if major >= 0 {
+			d.Major = &major
+		}
+		if minor >= 0 {
+			d.Minor = &minor
+		}
+		return d
+	}
+	return []specs.LinuxDeviceCgroup{
+		{Allow: false, Access: "rwm"},
+		allow("c", -1, -1, "m"), // making a device file is harmless when it cannot be opened
+		allow("b", -1, -1, "m"),
+		allow("c", 1, 3, "rwm"),    // null
+		allow("c", 1, 5, "rwm"),    // zero
+		allow("c", 1, 7, "rwm"),    // full
+		allow("c", 1, 8, "rwm"),    // random
+		allow("c", 1, 9, "rwm"),    // urandom
+		allow("c", 5, 0, "rwm"),    // tty
+		allow("c", 5, 2, "rwm"),    // ptmx
+		allow("c", 136, -1, "rwm"), // pts
+	}
+}
+
+func pointer[T any](v T) *T { return &v }

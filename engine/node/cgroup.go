@@ -1,0 +1,223 @@
+package node
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// cgroupMount is where distributions mount cgroups.
+const cgroupMount = "/sys/fs/cgroup"
+
+// cgroups are the control groups of one engine: one directory below the root of every hierarchy, and in it one
+// for each instance. What is in them is the truth about which processes are the engine's.
+type cgroups struct {
+	v2     bool
+	hybrid bool              // v1, with an empty v2 hierarchy beside it
+	roots  map[string]string // controller → mount point; with v2 one entry, ""
+	name   string            // "berth-3f9a2c"
+}
+
+// findCgroups reads how cgroups are mounted here.
+func findCgroups(name string) (*cgroups, error) {
+	mounts, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("reading the machine's mounts: %w", err)
+	}
+	defer mounts.Close()
+	c := &cgroups{name: name, roots: map[string]string{}}
+	var unified string
+	lines := bufio.NewScanner(mounts)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		before, after, found := strings.Cut(lines.Text(), " - ")
+		fields, kind := strings.Fields(before), strings.Fields(after)
+		if !found || len(fields) < 5 || len(kind) < 3 || !strings.HasPrefix(fields[4], cgroupMount) {
+			continue
+		}
+		switch kind[0] {
+		case "cgroup2":
+			unified = fields[4]
+		case "cgroup":
+			for option := range strings.SplitSeq(kind[2], ",") {
+				if option != "rw" && option != "ro" {
+					c.roots[strings.TrimPrefix(option, "name=")] = fields[4]
+				}
+			}
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("reading the machine's mounts: %w", err)
+	}
+	switch {
+	case unified == cgroupMount:
+		c.v2 = true
+		c.roots = map[string]string{"": unified}
+		return c, c.delegate()
+	case len(c.roots) == 0:
+		return nil, fmt.Errorf("no cgroups are mounted at %s: limits cannot be enforced; mount cgroup2 there", cgroupMount)
+	}
+	for _, controller := range []string{"cpu", "memory", "pids"} {
+		if c.roots[controller] == "" {
+			return nil, fmt.Errorf("the cgroup controller %q is not mounted below %s: limits cannot be enforced", controller, cgroupMount)
+		}
+	}
+	c.hybrid = unified != ""
+	return c, nil
+}
+
+// delegate makes the engine's v2 group and lets groups below it have limits.
+func (c *cgroups) delegate() error {
+	group := filepath.Join(cgroupMount, c.name)
+	if err := os.MkdirAll(group, 0o755); err != nil {
+		return fmt.Errorf("making cgroup %q: %w", group, err)
+	}
+	for _, directory := range []string{cgroupMount, group} {
+		for _, controller := range []string{"cpu", "memory", "pids"} {
+			file := filepath.Join(directory, "cgroup.subtree_control")
+			if err := os.WriteFile(file, []byte("+"+controller), 0); err != nil {
+				return fmt.Errorf("enabling the cgroup controller %q in %q: %w", controller, file, err)
+			}
+		}
+	}
+	return nil
+}
+
+// String is the layout as a person says it.
+func (c *cgroups) String() string {
+	switch {
+	case c.v2:
+		return "v2"
+	case c.hybrid:
+		return "v1 hybrid"
+	}
+	return "v1"
+}
+
+// path is the cgroup of an instance below the hierarchies' roots, as the OCI runtime wants it.
+func (c *cgroups) path(id string) string { return "/" + c.name + "/" + id }
+
+// directories lists where the engine's cgroup is in each hierarchy.
+func (c *cgroups) directories() []string {
+	roots := slices.Compact(slices.Sorted(maps.Values(c.roots)))
+	for i, root := range roots {
+		roots[i] = filepath.Join(root, c.name)
+	}
+	return roots
+}
+
+// outOfMemory reports whether the kernel has killed a process of the instance for its memory limit.
+func (c *cgroups) outOfMemory(id string) bool {
+	file := filepath.Join(c.roots["memory"], c.path(id), "memory.oom_control")
+	if c.v2 {
+		file = filepath.Join(c.roots[""], c.path(id), "memory.events")
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		if count, found := strings.CutPrefix(line, "oom_kill "); found {
+			return strings.TrimSpace(count) != "0"
+		}
+	}
+	return false
+}
+
+// kill sends SIGKILL to every process in the instance's cgroups.
+func (c *cgroups) kill(id string) {
+	for _, directory := range c.directories() {
+		killAll(filepath.Join(directory, id))
+	}
+}
+
+// remove removes the instance's cgroups, whose processes are gone.
+func (c *cgroups) remove(id string) error {
+	var errs []error
+	for _, directory := range c.directories() {
+		if err := removeCgroup(filepath.Join(directory, id)); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeCgroup removes a cgroup and those below it. A process leaves its cgroup a moment after its parent was
+// told of its end, hence the tries.
+func removeCgroup(directory string) error {
+	const tries = 50
+	for try := 0; ; try++ {
+		err := unix.Rmdir(directory)
+		switch {
+		case err == nil, errors.Is(err, fs.ErrNotExist):
+			return nil
+		case try == tries:
+			return fmt.Errorf("removing cgroup %q: %w", directory, err)
+		}
+		entries, _ := os.ReadDir(directory)
+		for _, entry := range entries {
+			if entry.IsDir() {
+				if err := removeCgroup(filepath.Join(directory, entry.Name())); err != nil {
+					return err
+				}
+			}
+		}
+		time.Sleep(time.Duration(try) * time.Millisecond)
+	}
+}
+
+// sweep kills every process in the engine's cgroups, waits until they are gone, and removes the cgroups.
+func (c *cgroups) sweep() error {
+	const patience = 10 * time.Second
+	deadline := time.Now().Add(patience)
+	var errs []error
+	for _, directory := range c.directories() {
+		for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+			left := killAll(directory)
+			if left == 0 {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("ending the processes in cgroup %q: %d are still there after %s", directory, left, patience)
+			}
+			time.Sleep(wait)
+		}
+		if err := removeCgroup(directory); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// killAll sends SIGKILL to every process in a cgroup and those below it, and returns how many there were.
+func killAll(directory string) int {
+	var found int
+	_ = filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() {
+			return nil // it went away under our eyes
+		}
+		pids, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if err != nil {
+			return nil
+		}
+		for field := range strings.FieldsSeq(string(pids)) {
+			// 0 is a process that this PID namespace does not show.
+			if pid, err := strconv.Atoi(field); err == nil && pid > 0 && pid != os.Getpid() {
+				found++
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		return nil
+	})
+	return found
+}

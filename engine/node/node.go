@@ -1,0 +1,322 @@
+// Package node is the engine that runs instances as OCI containers on this machine. [Open] is where to start
+// reading: it makes, in order, what all instances share; instance.go follows one instance through its life.
+//
+// Nothing that the engine makes outlives the process by much. Mounts are in a mount namespace of its own,
+// network namespaces are held by file descriptors, the OCI runtime's state is in memory; they go when the server
+// does, however it ends. What stays after a kill, processes and their cgroups, interfaces and packet rules, is
+// found by names that are made from the state directory, and removed by the next Open on it.
+package node
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/engine"
+	"github.com/berth-run/berth/image"
+)
+
+// Config is what an engine is opened with.
+type Config struct {
+	Dir     string // the engine's directory; one engine at a time
+	Images  *image.Store
+	Runtime string       // OCI runtime, a name or a path; "" is crun, else runc
+	Network netip.Prefix // IPv4 network to take a free part of, for instances' addresses
+	DNS     []string     // servers that instances' questions go to, HOST or HOST:PORT; empty: the machine's
+	LogKeep int64        // bytes of log kept for each revision
+	Logger  *slog.Logger // nil: slog.Default()
+}
+
+// Engine runs instances on this machine. It implements engine.Engine.
+type Engine struct {
+	images  *image.Store
+	logger  *slog.Logger
+	bundles string // directory of the instances' bundles, in the mount namespace
+
+	lock      *os.File
+	cgroups   *cgroups
+	namespace *mountNamespace
+	runtime   *ociRuntime
+	network   *network
+	firewall  *firewall
+	relay     *relay
+	logs      *logs
+	openFiles uint64 // limit of an instance
+	oomScore  int
+
+	mu        sync.Mutex
+	closed    bool
+	instances map[string]*instance
+	preparing sync.WaitGroup
+}
+
+var _ engine.Engine = (*Engine)(nil)
+
+// Open makes an engine, after removing what a former one on the same directory has left. It needs root.
+func Open(config Config) (*Engine, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("opening the node engine: containers, networks and limits are made by root only; run berth as root")
+	}
+	dir, err := filepath.Abs(config.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("finding the engine's directory %q: %w", config.Dir, err)
+	}
+	e := &Engine{
+		images:    config.Images,
+		logger:    cmp.Or(config.Logger, slog.Default()),
+		instances: map[string]*instance{},
+	}
+	if err := e.open(dir, config); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the node engine: %w", err), e.release())
+	}
+	return e, nil
+}
+
+func (e *Engine) open(dir string, config Config) error {
+	var err error
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("making the engine's directory: %w", err)
+	}
+	if e.lock, err = lockFile(filepath.Join(dir, "lock"), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("another server uses %q: stop it, or give this one another state directory", dir)
+		}
+		return err
+	}
+	mark := mark(dir)
+	if e.cgroups, err = findCgroups("berth-" + mark); err != nil {
+		return err
+	}
+	if err := e.cgroups.sweep(); err != nil {
+		return fmt.Errorf("cleaning up after a former server: %w", err)
+	}
+	if err := e.readLimits(); err != nil {
+		return err
+	}
+	if e.runtime, err = findRuntime(config.Runtime); err != nil {
+		return err
+	}
+	if err := becomeSubreaper(); err != nil {
+		return err
+	}
+	if err := e.openNamespace(filepath.Join(dir, "run")); err != nil {
+		return err
+	}
+	if e.network, err = openNetwork(config.Network, "bt"+mark, e.logger); err != nil {
+		return err
+	}
+	if e.firewall, err = openFirewall("berth_"+mark, e.network, e.logger); err != nil {
+		return err
+	}
+	if e.relay, err = openRelay(e.network.gateway, config.DNS, e.logger); err != nil {
+		return err
+	}
+	e.logs = newLogs(filepath.Join(dir, "logs"), config.LogKeep, e.logger)
+	e.network.refill()
+	return nil
+}
+
+// mark is a short name of a directory, for names of things that are known to the whole machine.
+func mark(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return hex.EncodeToString(sum[:3])
+}
+
+// readLimits reads how far instances' limits can go.
+func (e *Engine) readLimits() error {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return fmt.Errorf("reading the limit of open files: %w", err)
+	}
+	e.openFiles = min(maxOpenFiles, files.Max)
+	text, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return fmt.Errorf("reading the own oom_score_adj: %w", err)
+	}
+	score, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return fmt.Errorf("reading the own oom_score_adj: %w", err)
+	}
+	e.oomScore = max(score, leastOOMScore)
+	return nil
+}
+
+// openNamespace makes the mount namespace, with a tmpfs at dir for bundles and the runtime's state.
+func (e *Engine) openNamespace(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the engine's directory: %w", err)
+	}
+	e.bundles, e.runtime.root = filepath.Join(dir, "bundles"), filepath.Join(dir, "runtime")
+	namespace, err := newMountNamespace(func() error {
+		if err := unix.Mount("berth", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
+			return fmt.Errorf("mounting memory at %q: %w", dir, err)
+		}
+		for _, sub := range []string{e.bundles, e.runtime.root} {
+			if err := os.Mkdir(sub, 0o700); err != nil {
+				return fmt.Errorf("making the engine's directory: %w", err)
+			}
+		}
+		if e.cgroups.hybrid {
+			// Runtimes refuse a mix of versions or use the empty v2 hierarchy; here they see v1 alone.
+			if err := unix.Unmount(filepath.Join(cgroupMount, "unified"), unix.MNT_DETACH); err != nil && err != unix.EINVAL {
+				return fmt.Errorf("hiding the second cgroup hierarchy from the runtime: %w", err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	e.namespace, e.runtime.namespace = namespace, namespace
+	return nil
+}
+
+// Pull implements engine.Engine.
+func (e *Engine) Pull(ctx context.Context, spec engine.Spec, report func(engine.Progress)) error {
+	var progress func(complete, total int64)
+	if report != nil {
+		progress = func(complete, total int64) { report(engine.Progress{Complete: complete, Total: total}) }
+	}
+	_, err := e.images.Pull(ctx, spec.Container.Image, image.Credentials(spec.Container.Credentials), progress)
+	return err
+}
+
+// Prepare implements engine.Engine. Its error is a *engine.StartError when the image or the spec is at fault.
+func (e *Engine) Prepare(ctx context.Context, spec engine.Spec) (engine.Instance, error) {
+	for _, name := range []string{spec.Namespace, spec.Service, spec.Revision} {
+		if strings.ContainsAny(name, "/ \n") || name == "." || name == ".." {
+			return nil, fmt.Errorf("preparing an instance: %q cannot be the name of a namespace, service or revision", name)
+		}
+	}
+	if spec.Namespace == "" || spec.Revision == "" || spec.Container.Port < 1 || spec.Container.Port > 65535 {
+		return nil, fmt.Errorf("preparing an instance of %q in namespace %q on port %d: all three must be given", spec.Revision, spec.Namespace, spec.Container.Port)
+	}
+	i, err := e.newInstance(spec)
+	if err != nil {
+		return nil, err
+	}
+	defer e.preparing.Done()
+	if err := i.prepare(ctx); err != nil {
+		i.abandon()
+		var start *engine.StartError
+		if errors.As(err, &start) || ctx.Err() != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("preparing instance %q: %w", i.id, err)
+	}
+	return i, nil
+}
+
+// newInstance registers an instance with an ID that no other has. The caller ends with preparing.Done.
+func (e *Engine) newInstance(spec engine.Spec) (*instance, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, errors.New("preparing an instance: the engine is closed")
+	}
+	id := spec.Revision + "-" + suffix()
+	for e.instances[id] != nil {
+		id = spec.Revision + "-" + suffix()
+	}
+	i := &instance{engine: e, id: id, spec: spec, exited: make(chan struct{}), stopped: make(chan struct{})}
+	e.instances[id] = i
+	e.preparing.Add(1)
+	return i, nil
+}
+
+// suffix is five random characters that make no words.
+func suffix() string {
+	const letters = "bcdfghjklmnpqrstvwxz2456789"
+	return strings.Map(func(r rune) rune { return rune(letters[int(r)%len(letters)]) }, rand.Text()[:5])
+}
+
+func (e *Engine) forget(i *instance) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.instances, i.id)
+}
+
+// Logs implements engine.Engine. A line longer than 64 KiB comes in pieces.
+func (e *Engine) Logs(ctx context.Context, query engine.LogQuery, emit func(engine.LogLine) error) error {
+	return e.logs.query(ctx, query, emit)
+}
+
+// RemoveLogs removes what instances of a service have written.
+func (e *Engine) RemoveLogs(namespace, service string) error {
+	return e.logs.remove(namespace, service)
+}
+
+// Info implements engine.Engine.
+func (e *Engine) Info() map[string]string {
+	info := map[string]string{
+		"engine":  "node",
+		"runtime": e.runtime.version,
+		"cgroups": e.cgroups.String(),
+		"network": e.network.prefix.String(),
+		"nft":     e.firewall.version(),
+		"arch":    runtime.GOARCH,
+	}
+	var name unix.Utsname
+	if err := unix.Uname(&name); err == nil {
+		info["kernel"] = unix.ByteSliceToString(name.Release[:])
+	}
+	return info
+}
+
+// Close implements engine.Engine.
+func (e *Engine) Close() error {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return nil
+	}
+	e.closed = true
+	e.mu.Unlock()
+	e.preparing.Wait()
+	var stops sync.WaitGroup
+	e.mu.Lock()
+	for _, i := range e.instances {
+		stops.Go(func() { i.Stop(0) })
+	}
+	e.mu.Unlock()
+	stops.Wait()
+	return e.release()
+}
+
+// release takes back what open has made, as far as it came.
+func (e *Engine) release() error {
+	var errs []error
+	if e.relay != nil {
+		e.relay.close()
+	}
+	if e.network != nil {
+		errs = append(errs, e.network.close())
+	}
+	if e.firewall != nil {
+		errs = append(errs, e.firewall.close())
+	}
+	if e.namespace != nil {
+		e.namespace.close()
+	}
+	if e.cgroups != nil {
+		errs = append(errs, e.cgroups.sweep())
+	}
+	if e.lock != nil {
+		errs = append(errs, e.lock.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,134 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ociRuntime is an OCI runtime program: crun, or runc.
+type ociRuntime struct {
+	path      string
+	version   string // "crun 1.8.1"
+	root      string // where it keeps its state, in the engine's mount namespace
+	namespace *mountNamespace
+}
+
+// findRuntime finds the runtime that was asked for by name or path; "" is crun, else runc.
+func findRuntime(wanted string) (*ociRuntime, error) {
+	names := []string{"crun", "runc"}
+	if wanted != "" {
+		names = []string{wanted}
+	}
+	var path string
+	for _, name := range names {
+		found, err := exec.LookPath(name)
+		if err == nil {
+			path = found
+			break
+		}
+	}
+	if path == "" {
+		return nil, fmt.Errorf("finding an OCI runtime: there is no %s in $PATH; install one with: apt-get install crun", strings.Join(names, " and no "))
+	}
+	output, err := exec.Command(path, "--version").Output()
+	if err != nil {
+		return nil, fmt.Errorf("asking %q for its version: %w", path, err)
+	}
+	first, _, _ := strings.Cut(string(output), "\n")
+	return &ociRuntime{path: path, version: strings.Replace(first, " version", "", 1)}, nil
+}
+
+// create makes a container that waits for release, and returns its first process. It fails with what the
+// runtime said. stdout and stderr become the container's.
+func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdout, stderr *os.File) (int, error) {
+	pidFile, logFile := filepath.Join(bundle, "pid"), filepath.Join(bundle, "runtime.log")
+	cmd := exec.CommandContext(ctx, r.path, "--root", r.root, "--log", logFile, "--log-format", "json",
+		"create", "--bundle", bundle, "--pid-file", pidFile, id)
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=" + defaultPath}
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	// The threads of the mount namespace live as long as the server: when it is killed, so is the runtime.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := r.namespace.do(cmd.Start); err != nil {
+		return 0, fmt.Errorf("running %q: %w", r.path, err)
+	}
+	waitErr := cmd.Wait()
+	var pid int
+	err := r.namespace.do(func() error {
+		if waitErr != nil {
+			said, _ := os.ReadFile(logFile)
+			return runtimeError(said, waitErr)
+		}
+		text, err := os.ReadFile(pidFile)
+		if err != nil {
+			return fmt.Errorf("reading the container's process ID: %w", err)
+		}
+		pid, err = strconv.Atoi(string(bytes.TrimSpace(text)))
+		return err
+	})
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return pid, err
+}
+
+// runtimeError is the last error in a runtime's JSON log, or err when there is none.
+func runtimeError(log []byte, err error) error {
+	var said string
+	for line := range bytes.Lines(log) {
+		var entry struct{ Level, Msg string }
+		if json.Unmarshal(line, &entry) == nil && entry.Msg != "" && entry.Level != "warning" && entry.Level != "debug" {
+			said = entry.Msg
+		}
+	}
+	if said == "" {
+		return err
+	}
+	return errors.New(said)
+}
+
+// release lets the container's program run. The runtime's own start command does the same, in the
+// milliseconds of one more process: the container waits for somebody to read from a FIFO in its state.
+func (r *ociRuntime) release(id string) error {
+	fifo := filepath.Join(r.root, id, "exec.fifo")
+	var file *os.File
+	err := r.namespace.do(func() error {
+		// For reading and writing, so that opening does not wait and reading does.
+		fd, err := unix.Open(fifo, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		file = os.NewFile(uintptr(fd), fifo)
+		return os.Remove(fifo)
+	})
+	if err != nil {
+		return fmt.Errorf("releasing the container: %w", err)
+	}
+	defer file.Close()
+	if err := file.SetReadDeadline(deadlineIn(releasePatience)); err != nil {
+		return fmt.Errorf("releasing the container: %w", err)
+	}
+	if _, err := file.Read(make([]byte, 1)); err != nil {
+		return fmt.Errorf("releasing the container: %w", err)
+	}
+	return nil
+}
+
+// remove removes the runtime's state of a container that has ended. It runs in the mount namespace.
+func (r *ociRuntime) remove(id string) error {
+	if err := os.RemoveAll(filepath.Join(r.root, id)); err != nil {
+		return fmt.Errorf("removing the runtime's state: %w", err)
+	}
+	return nil
+}
