@@ -82,7 +82,7 @@ func describe(ctx context.Context, from source, ref, digest string) (*descriptio
 	if err != nil {
 		return nil, fmt.Errorf("reading its configuration: %w", err)
 	}
-	if has := (v1.Platform{OS: file.OS, Architecture: file.Architecture}); !runs(has) {
+	if has := (v1.Platform{OS: file.OS, Architecture: file.Architecture}); !fits(has, platform()) {
 		return nil, &PlatformError{Image: ref, Has: []string{platformName(has)}, Needs: platformName(platform())}
 	}
 	d := &description{layers: manifest.Layers, config: newConfig(file.Config)}
@@ -149,15 +149,15 @@ func findManifest(ctx context.Context, from source, ref, digest string, depth in
 	if err != nil {
 		return nil, fmt.Errorf("reading its index: %w", err)
 	}
-	chosen, err := choose(ref, index)
+	chosen, err := choose(ref, index, platform())
 	if err != nil {
 		return nil, err
 	}
-	return findManifest(ctx, from, ref, chosen, depth-1)
+	return findManifest(ctx, from, ref, chosen.Digest.String(), depth-1)
 }
 
-// choose takes the manifest for this machine out of an index: of several, the one that asks least of the CPU.
-func choose(ref string, index *v1.IndexManifest) (string, error) {
+// choose takes the manifest for want out of an index: of several, the one that asks least of the CPU.
+func choose(ref string, index *v1.IndexManifest, want v1.Platform) (*v1.Descriptor, error) {
 	var best *v1.Descriptor
 	var has []string
 	for i := range index.Manifests {
@@ -176,20 +176,19 @@ func choose(ref string, index *v1.IndexManifest) (string, error) {
 			continue // attestations, which builders put beside the images
 		}
 		has = append(has, platformName(*m.Platform))
-		// Variants of amd64 are "", v1, v2, v3: plain order is what each needs of the CPU.
-		if runs(*m.Platform) && (best == nil || m.Platform.Variant < best.Platform.Variant) {
+		// The variants of amd64 are "", v1, v2, v3: plain order is what each needs of the CPU.
+		if fits(*m.Platform, want) && (best == nil || m.Platform.Variant < best.Platform.Variant) {
 			best = m
 		}
 	}
 	if best == nil {
-		return "", &PlatformError{Image: ref, Has: has, Needs: platformName(platform())}
+		return nil, &PlatformError{Image: ref, Has: has, Needs: platformName(want)}
 	}
-	return best.Digest.String(), nil
+	return best, nil
 }
 
-// runs tells whether this machine runs programs of p. What p leaves open is taken to fit.
-func runs(p v1.Platform) bool {
-	want := platform()
+// fits tells whether a machine of platform want runs programs for p. What p leaves open is taken to fit.
+func fits(p, want v1.Platform) bool {
 	return (p.OS == "" || p.OS == want.OS) && (p.Architecture == "" || p.Architecture == want.Architecture)
 }
 

@@ -26,14 +26,14 @@ type Limits struct {
 }
 
 // DefaultLimits are far above what honest images have.
-var DefaultLimits = Limits{Files: 4_000_000, Bytes: 256 << 30}
+func DefaultLimits() Limits { return Limits{Files: 4_000_000, Bytes: 256 << 30} }
 
 func (l Limits) orDefault() Limits {
 	if l.Files == 0 {
-		l.Files = DefaultLimits.Files
+		l.Files = DefaultLimits().Files
 	}
 	if l.Bytes == 0 {
-		l.Bytes = DefaultLimits.Bytes
+		l.Bytes = DefaultLimits().Bytes
 	}
 	return l
 }
