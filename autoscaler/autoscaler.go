@@ -49,6 +49,7 @@ type Autoscaler struct {
 
 	// The rest belongs to the loop.
 	closing  bool
+	finished bool                // closed is closed
 	members  int                 // instances of all fleets, in any state
 	busy     map[*fleet]struct{} // looked at each tick
 	changed  []*fleet            // to be published
@@ -246,7 +247,10 @@ func (a *Autoscaler) loop(ctx context.Context) {
 		a.refill(ctx)
 		a.publish()
 		if a.closing && a.members == 0 {
-			close(a.closed)
+			if !a.finished {
+				a.finished = true
+				close(a.closed)
+			}
 			return
 		}
 		if !ticking && len(a.busy) > 0 {

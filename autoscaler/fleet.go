@@ -102,6 +102,16 @@ func (f *fleet) missing() int {
 	return f.desired - f.count(engine.Ready) - f.count(engine.Starting)
 }
 
+// steady tells whether an instance has been ready for so long that the revision can be relied on.
+func (f *fleet) steady(now time.Time) bool {
+	for _, m := range f.members {
+		if m.state == engine.Ready && now.Sub(m.since) >= backoffSteady {
+			return true
+		}
+	}
+	return false
+}
+
 func (f *fleet) snapshot() *published {
 	p := &published{failures: f.failures, status: Status{
 		Desired:  f.desired,
@@ -171,6 +181,9 @@ func (a *Autoscaler) look(ctx context.Context, f *fleet) {
 		Reachable: f.revision.Reachable,
 		Prove:     f.revision.Prove && now.Sub(f.proveSince) < proofLimit,
 		Failing:   f.failure != nil,
+	}
+	if in.Waiting == 0 {
+		f.wokenAt = time.Time{}
 	}
 	idle := in.Ready+in.Starting+in.InFlight+in.Waiting == 0
 	switch {

@@ -186,7 +186,11 @@ func (a *Autoscaler) startFailed(ctx context.Context, f *fleet, m *member, err e
 	if !errors.As(err, &failure) {
 		failure = &engine.StartError{Reason: engine.ReasonEngine, Err: err}
 	}
-	f.backoff.startFailed(m.claimedAt, time.Now())
+	now := time.Now()
+	if f.steady(now) {
+		f.backoff = backoff{}
+	}
+	f.backoff.startFailed(m.claimedAt, now)
 	f.failure = failure
 	f.failures++
 	f.wokenAt = time.Time{}
@@ -234,7 +238,7 @@ func (a *Autoscaler) exited(ctx context.Context, f *fleet, m *member) {
 	close(m.leave)
 	f.revision.Pool.Remove(m.instance) // its requests have lost their connections: nothing to wait for
 	f.backoff.exited(m.since, now)
-	if f.backoff.failures > 1 && f.count(engine.Ready) == 1 {
+	if f.backoff.active() {
 		f.failure = &engine.StartError{
 			Reason:    ReasonCrashed,
 			Exit:      &exit,
