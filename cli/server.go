@@ -1,0 +1,108 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"reflect"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/berth-run/berth/server"
+)
+
+// heading is a heading of the help and the flags under it.
+type heading struct {
+	title string
+	flags []string
+}
+
+// serverHeadings are the headings of `berth server --help`. A flag that is in none of them is listed under "Other".
+func serverHeadings() []heading {
+	return []heading{
+		{"Where it is", []string{"state-dir", "api-address", "gateway-address", "domain"}},
+		{"Running instances", []string{"runtime", "instance-network", "dns", "prepared", "starts-at-once", "stop-grace", "drain-timeout", "startup-timeout", "log-keep"}},
+		{"Images", []string{"insecure-registry", "docker-config", "pull-timeout"}},
+		{"Defaults of services", []string{"cpu", "memory", "container-concurrency", "revision-timeout", "max-revision-timeout", "min-instances", "max-instances", "initial-scale"}},
+		{"Scaling", []string{"target", "target-utilization", "rps-target", "stable-window", "panic-window-percent", "panic-threshold-percent", "tick", "max-scale-up-rate", "max-scale-down-rate", "scale-to-zero-grace", "scale-to-zero-retention"}},
+		{"Requests", []string{"max-queue", "access-log", "shutdown-timeout"}},
+	}
+}
+
+func (p *program) serverCommand() *cobra.Command {
+	config := server.DefaultConfig()
+	c := &cobra.Command{
+		Use:   "server",
+		Short: "Start the platform on this machine",
+		Long: `Start the platform on this machine: API, gateway, autoscaler and what runs instances, in one process.
+It needs root. Everything it keeps is in the state directory; what was deployed there is served again.
+
+The server runs in the foreground until it gets SIGINT or SIGTERM: it then lets requests in flight finish and
+stops every instance. A second signal ends it at once.
+
+Every flag can be given as an environment variable too: --api-address is BERTH_API_ADDRESS. The flag wins.`,
+		Example: `  berth server
+  berth server --state-dir /srv/berth --gateway-address 0.0.0.0:80 --domain run.example.com`,
+		Args: arguments(0, 0, ""),
+	}
+	bindStruct(c.Flags(), reflect.ValueOf(&config).Elem())
+	orderServerFlags(c.Flags())
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		var names []string
+		c.Flags().VisitAll(func(flag *pflag.Flag) { names = append(names, flag.Name) })
+		if err := environment(c, names...); err != nil {
+			return err
+		}
+		return p.serve(c.Context(), config)
+	}
+	return c
+}
+
+// orderServerFlags puts each flag under its heading. Help lists headings in the order of the flags, so the first
+// one of each heading decides; those in no heading come last.
+func orderServerFlags(flags *pflag.FlagSet) {
+	for _, h := range serverHeadings() {
+		for _, name := range h.flags {
+			if flags.Lookup(name) != nil {
+				under(h.title, flags, name)
+			}
+		}
+	}
+	flags.VisitAll(func(flag *pflag.Flag) {
+		if len(flag.Annotations[groupAnnotation]) == 0 {
+			under("Other", flags, flag.Name)
+		}
+	})
+}
+
+// serve runs a server until ctx ends. A person at a terminal gets text, everything else JSON lines on stderr.
+func (p *program) serve(ctx context.Context, config server.Config) error {
+	if terminal(p.stdout) {
+		config.Logger = slog.New(slog.NewTextHandler(p.stderr, nil))
+	} else {
+		config.Logger = slog.New(slog.NewJSONHandler(p.stderr, nil))
+	}
+	config.Ready = func(addresses server.Addresses) {
+		if !terminal(p.stdout) {
+			config.Logger.Info("ready", "api", addresses.API, "gateway", addresses.Gateway,
+				"kubeconfig", addresses.Kubeconfig, "token", addresses.Token)
+			return
+		}
+		fmt.Fprintf(p.stdout, "Berth is running.\n")
+		fmt.Fprintf(p.stdout, "  API         http://%s\n", addresses.API)
+		fmt.Fprintf(p.stdout, "  Gateway     http://%s\n", addresses.Gateway)
+		fmt.Fprintf(p.stdout, "  Kubeconfig  %s\n", addresses.Kubeconfig)
+		fmt.Fprintf(p.stdout, "\nNow, in another terminal:\n  %s\n\n", nextCommand(config.StateDir))
+	}
+	return server.Run(ctx, config)
+}
+
+// nextCommand is what to type after the server has started.
+func nextCommand(stateDir string) string {
+	command := "berth deploy hello --image REFERENCE"
+	if stateDir != server.DefaultConfig().StateDir {
+		command += " --state-dir " + stateDir
+	}
+	return command
+}

@@ -1,0 +1,187 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-run/berth/client"
+	"github.com/berth-run/berth/serving"
+)
+
+func (p *program) servicesCommand() *cobra.Command {
+	c := group(&cobra.Command{
+		Use: "services", Aliases: []string{"service", "svc"},
+		Short: "List, describe and delete services, and divide their traffic",
+	})
+	c.AddCommand(p.servicesListCommand(), p.servicesDescribeCommand(), p.servicesDeleteCommand(), p.updateTrafficCommand())
+	return c
+}
+
+// allNamespacesFlag adds -A to a list.
+func allNamespacesFlag(c *cobra.Command, all *bool) {
+	c.Flags().BoolVarP(all, "all-namespaces", "A", false, "list those of every namespace")
+}
+
+func (p *program) servicesListCommand() *cobra.Command {
+	var format string
+	var all bool
+	c := p.connected(&cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List services", Args: arguments(0, 0, "")})
+	allNamespacesFlag(c, &all)
+	outputFlag(c, &format, "json", "yaml", "name")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		berth, namespace, err := p.connect(c)
+		if err != nil {
+			return err
+		}
+		services, _, err := berth.Services(scope(namespace, all)).List(c.Context(), client.Selector{})
+		if err != nil {
+			return err
+		}
+		if format != "" {
+			return printObjects(p.stdout, format, services)
+		}
+		if len(services) == 0 {
+			fmt.Fprintf(p.stderr, "No services in %s. Deploy one with: berth deploy NAME --image REFERENCE\n", where(namespace, all))
+			return nil
+		}
+		t := newTable(p.stdout, namespaced(all, "NAMESPACE", "NAME", "URL", "LATEST", "READY", "AGE", "REASON")...)
+		for _, service := range services {
+			url := "-"
+			if service.Status.URL != nil {
+				url = service.Status.URL.String()
+			}
+			ready, reason := readiness(service.Status.GetCondition(serving.ServiceReady))
+			t.row(namespaced(all, service.Namespace, service.Name, url, dash(service.Status.LatestCreatedRevisionName),
+				ready, age(service.CreationTimestamp.Time), reason)...)
+		}
+		return t.end()
+	}
+	return c
+}
+
+func (p *program) servicesDescribeCommand() *cobra.Command {
+	var format string
+	c := p.connected(&cobra.Command{
+		Use: "describe NAME", Short: "Show one service: where it is, what runs, how traffic is divided, what is wrong",
+		Args: arguments(1, 1, "the NAME of one service"), ValidArgsFunction: p.completeServices,
+	})
+	outputFlag(c, &format, "json", "yaml", "name")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		berth, namespace, err := p.connect(c)
+		if err != nil {
+			return err
+		}
+		service, err := berth.Services(namespace).Get(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		if format != "" {
+			return printObject(p.stdout, format, service)
+		}
+		return describeService(p.stdout, service)
+	}
+	return c
+}
+
+func (p *program) servicesDeleteCommand() *cobra.Command {
+	return deleteCommand(p, "services", func(berth *client.Client, namespace string) client.Resource[*serving.Service] {
+		return berth.Services(namespace)
+	}, p.completeServices)
+}
+
+// deleteCommand deletes objects of one kind by name, and waits until they are gone.
+func deleteCommand[T serving.Object](p *program, plural string, objects func(*client.Client, string) client.Resource[T], complete cobra.CompletionFunc) *cobra.Command {
+	var quiet, async bool
+	singular := strings.TrimSuffix(plural, "s")
+	c := p.connected(&cobra.Command{
+		Use: "delete NAME…", Aliases: []string{"rm"}, Short: fmt.Sprintf("Delete %s and wait until they are gone", plural),
+		Args: arguments(1, 1000, "the NAME of a "+singular), ValidArgsFunction: complete,
+	})
+	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not ask")
+	c.Flags().BoolVar(&async, "async", false, "do not wait until they are gone")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		berth, namespace, err := p.connect(c)
+		if err != nil {
+			return err
+		}
+		what := fmt.Sprintf("%s %s in namespace %s", singular, strings.Join(args, ", "), namespace)
+		if !quiet && terminal(p.stdin) {
+			if yes, err := p.confirm(c.Context(), "Delete "+what+"?"); err != nil || !yes {
+				return err
+			}
+		}
+		resource := objects(berth, namespace)
+		for _, name := range args {
+			if err := resource.Delete(c.Context(), name, serving.DeleteOptions{}); err != nil {
+				return err
+			}
+		}
+		for _, name := range args {
+			if !async {
+				if err := awaitGone(c.Context(), resource, name); err != nil {
+					return err
+				}
+			}
+			fmt.Fprintf(p.stdout, "Deleted %s %s.\n", singular, name)
+		}
+		return nil
+	}
+	return c
+}
+
+// confirm asks a question whose answer is no unless one types yes.
+func (p *program) confirm(ctx context.Context, question string) (bool, error) {
+	fmt.Fprintf(p.stderr, "%s [y/N] ", question)
+	answers := make(chan string, 1)
+	go func() { // ends with the process: reading a terminal cannot be given up
+		line, _ := bufio.NewReader(p.stdin).ReadString('\n')
+		answers <- line
+	}()
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(p.stderr)
+		return false, context.Cause(ctx)
+	case answer := <-answers:
+		answer = strings.ToLower(strings.TrimSpace(answer))
+		if answer == "y" || answer == "yes" {
+			return true, nil
+		}
+		fmt.Fprintln(p.stderr, "Nothing was deleted.")
+		return false, nil
+	}
+}
+
+// scope is the namespace of a list: "" is all.
+func scope(namespace string, all bool) string {
+	if all {
+		return ""
+	}
+	return namespace
+}
+
+// where names the scope of a list for people.
+func where(namespace string, all bool) string {
+	if all {
+		return "any namespace"
+	}
+	return "namespace " + namespace
+}
+
+// namespaced leaves the first cell, which holds the namespace, out of a list of one namespace.
+func namespaced(all bool, cells ...string) []string {
+	if all {
+		return cells
+	}
+	return cells[1:]
+}
+
+func dash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
+}
