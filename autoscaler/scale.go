@@ -20,7 +20,7 @@ type Settings struct {
 	Target                float64       `flag:"target" help:"requests in flight that one instance is meant for, where containerConcurrency is 0"`          // default 100
 	TargetUtilization     float64       `flag:"target-utilization" help:"part of the target that is used before instances are added, 0 to 1"`              // default 0.7
 	RPSTarget             float64       `flag:"rps-target" help:"requests a second that one instance is meant for, where a service scales by rps"`         // default 200
-	ScaleToZeroGrace      time.Duration `flag:"scale-to-zero-grace" help:"longest time that the last instance is kept after the decision to go to zero"`   // default 30 s
+	ScaleToZeroGrace      time.Duration `flag:"scale-to-zero-grace" help:"time that the last instance is kept after the decision to go to zero"`           // default 30 s
 	ScaleToZeroRetention  time.Duration `flag:"scale-to-zero-retention" help:"least time that the last instance is kept after the decision to go to zero"` // default 0
 	InitialScale          int           `flag:"initial-scale" help:"instances that a new revision starts to prove that it can"`                            // default 1
 	MinScale              int           `flag:"min-instances" help:"least instances of a revision that sets none"`                                         // default 0 (contract 1.3)
