@@ -365,4 +365,3 @@ func readAll(from files, name string) ([]byte, error) {
 	}
 	return data, err
 }
-
