@@ -1,0 +1,370 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/berth-run/berth/autoscaler"
+	"github.com/berth-run/berth/engine"
+)
+
+// Revision is what an activator must know of the revision whose requests it holds. Zero durations are no limit.
+type Revision struct {
+	Namespace     string
+	Service       string
+	Configuration string
+	Name          string
+
+	// Concurrency is the most requests that one instance is given at the same time; 0 is unlimited.
+	Concurrency int
+	// Timeout is the longest time from a request's arrival to the first byte of its response, the wait for an
+	// instance included (contract C16). A response that has begun is never cut by it.
+	Timeout time.Duration
+	// ResponseStart is the longest time from handing a request to an instance to the first byte of its response.
+	ResponseStart time.Duration
+	// Idle is the longest silence of an instance within a response.
+	Idle time.Duration
+	// HTTP2 says that the instances speak HTTP/2 without TLS (contract C13).
+	HTTP2 bool
+
+	// MaxQueue is the most requests that wait at the same time; 0 is unlimited. One more is answered with 429.
+	MaxQueue int
+	// MaxWait is the longest that a request waits for an instance; 0 is until Timeout.
+	MaxWait time.Duration
+
+	// Wake asks for capacity. It is called, without any lock held, for each request that has begun to wait;
+	// it must return at once.
+	Wake func()
+}
+
+// Activator is where the requests of one revision meet its instances: it gives a request a slot on an instance,
+// or holds it until there is one (contract KA8). It counts exactly, and never gives an instance more requests
+// than its concurrency. It knows nothing of HTTP.
+//
+// It implements [autoscaler.Pool].
+type Activator struct {
+	revision Revision
+	epoch    time.Time
+	metrics  atomic.Pointer[revisionMetrics]
+
+	mu       sync.Mutex
+	members  map[string]*member // by instance ID; those draining included
+	balancer balancer
+	queue    queue // Invariant: empty while an instance has a free slot
+	inFlight int
+	requests uint64
+	// busy makes the integral of the requests over time without adding at each change: every arrival takes its
+	// time off, every end adds its time. The integral at a time t is busy + t·(requests that have not ended).
+	busy time.Duration
+}
+
+var _ autoscaler.Pool = (*Activator)(nil)
+
+// Why a request was given no instance. They are returned by claim.
+var (
+	errQueueFull  = errors.New("the queue is full")
+	errWaitedLong = errors.New("no instance became free within the longest wait")
+	errTimeout    = errors.New("the request timeout is over")
+)
+
+// startFailure is the reason that the autoscaler gave to Fail.
+type startFailure struct{ err error }
+
+func (f *startFailure) Error() string { return "starting an instance: " + f.err.Error() }
+func (f *startFailure) Unwrap() error { return f.err }
+
+// dialPause is how long an instance that refused a connection gets no requests.
+const dialPause = 50 * time.Millisecond
+
+// NewActivator returns the activator of a revision, without instances.
+func NewActivator(revision Revision) *Activator {
+	return &Activator{
+		revision: revision,
+		epoch:    time.Now(),
+		balancer: balancer{concurrency: revision.Concurrency},
+	}
+}
+
+// Revision returns what the activator was made with.
+func (a *Activator) Revision() Revision { return a.revision }
+
+// claim takes a slot for a request that arrived at a time. It waits for one in the order of arrival, until ctx
+// is done, the revision's limits are passed, or Fail is called. The caller ends a successful claim with release.
+func (a *Activator) claim(ctx context.Context, arrived time.Time) (*member, error) {
+	a.mu.Lock()
+	a.requests++
+	a.busy -= arrived.Sub(a.epoch)
+	if m := a.balancer.take(); m != nil {
+		a.inFlight++
+		a.mu.Unlock()
+		return m, nil
+	}
+	return a.wait(ctx, arrived)
+}
+
+// claimAgain exchanges a claim for another, for a request that could not reach its instance. The instance gets
+// no requests for a moment; when it has exited, none any more. So the request goes to another one, or waits.
+func (a *Activator) claimAgain(ctx context.Context, unreachable *member, arrived time.Time) (*member, error) {
+	a.setAside(unreachable)
+	a.mu.Lock()
+	a.inFlight--
+	a.balancer.put(unreachable)
+	a.grant()
+	if a.endDrain(unreachable) {
+		defer unreachable.conns.close()
+	}
+	if m := a.balancer.take(); m != nil {
+		a.inFlight++
+		a.mu.Unlock()
+		return m, nil
+	}
+	return a.wait(ctx, arrived)
+}
+
+// wait is called with mu held and gives it back.
+func (a *Activator) wait(ctx context.Context, arrived time.Time) (*member, error) {
+	if a.revision.MaxQueue > 0 && a.queue.length >= a.revision.MaxQueue {
+		a.busy += time.Since(a.epoch)
+		a.mu.Unlock()
+		return nil, errQueueFull
+	}
+	w := &waiter{done: make(chan struct{})}
+	a.queue.push(w)
+	a.mu.Unlock()
+	if a.revision.Wake != nil {
+		a.revision.Wake()
+	}
+
+	limit, reason := a.revision.Timeout, errTimeout
+	if a.revision.MaxWait > 0 && (limit == 0 || a.revision.MaxWait < limit) {
+		limit, reason = a.revision.MaxWait, errWaitedLong
+	}
+	var over <-chan time.Time // never, without a limit
+	if limit > 0 {
+		timer := time.NewTimer(limit - time.Since(arrived))
+		defer timer.Stop()
+		over = timer.C
+	}
+
+	select {
+	case <-w.done:
+		return w.member, w.err
+	case <-over:
+		if a.leave(w) {
+			return nil, reason
+		}
+		return w.member, w.err // a slot came at the same moment: use it
+	case <-ctx.Done():
+		if !a.leave(w) && w.err == nil {
+			a.release(w.member, time.Now())
+		}
+		return nil, ctx.Err()
+	}
+}
+
+// leave takes a waiter out of the queue; false when it was answered before.
+func (a *Activator) leave(w *waiter) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.queue.remove(w) {
+		return false
+	}
+	a.busy += time.Since(a.epoch)
+	return true
+}
+
+// release ends a claim: the slot goes to the request that has waited longest.
+func (a *Activator) release(m *member, now time.Time) {
+	a.mu.Lock()
+	a.busy += now.Sub(a.epoch)
+	a.inFlight--
+	a.balancer.put(m)
+	a.grant()
+	ended := a.endDrain(m)
+	a.mu.Unlock()
+	if ended {
+		m.conns.close()
+	}
+}
+
+// grant gives free slots to waiters.
+func (a *Activator) grant() {
+	for a.queue.first != nil {
+		m := a.balancer.take()
+		if m == nil {
+			return
+		}
+		w := a.queue.first
+		a.queue.remove(w)
+		a.inFlight++
+		w.member = m
+		close(w.done)
+	}
+}
+
+// endDrain forgets a draining instance whose last request has ended.
+func (a *Activator) endDrain(m *member) bool {
+	if !m.draining || m.inFlight > 0 {
+		return false
+	}
+	delete(a.members, m.id)
+	close(m.drained)
+	return true
+}
+
+// setAside keeps new requests from an instance that did not take a connection: for good when its user code has
+// ended, else for a moment. The autoscaler removes those that have ended.
+func (a *Activator) setAside(m *member) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !m.linked {
+		return
+	}
+	a.balancer.remove(m)
+	if hasExited(m.instance) {
+		return
+	}
+	time.AfterFunc(dialPause, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if !m.draining && !hasExited(m.instance) {
+			a.balancer.add(m)
+			a.grant()
+		}
+	})
+}
+
+// Add offers a ready instance to requests; those that wait get its slots at once. Adding one that is known
+// already does nothing.
+func (a *Activator) Add(instance engine.Instance) {
+	id := instance.ID()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.members[id] != nil {
+		return
+	}
+	m := &member{id: id, instance: instance, conns: newConnections(instance), drained: make(chan struct{})}
+	if a.members == nil {
+		a.members = make(map[string]*member)
+	}
+	a.members[id] = m
+	a.balancer.add(m)
+	a.grant()
+}
+
+// Remove takes an instance back: it gets no new request from now on. The channel is closed when the last request
+// in flight on it has ended. Removing an unknown instance returns a closed channel.
+//
+// Remove does not call Wake, even when it takes the last instance while requests wait: Load shows them.
+func (a *Activator) Remove(instance engine.Instance) <-chan struct{} {
+	a.mu.Lock()
+	m := a.members[instance.ID()]
+	if m == nil {
+		a.mu.Unlock()
+		closed := make(chan struct{})
+		close(closed)
+		return closed
+	}
+	ended := false
+	if !m.draining {
+		m.draining = true
+		a.balancer.remove(m)
+		ended = a.endDrain(m)
+	}
+	a.mu.Unlock()
+	if ended {
+		m.conns.close()
+	} else {
+		m.conns.closeIdle()
+	}
+	return m.drained
+}
+
+// Fail answers every request that waits now: the revision has no instance and cannot start one.
+func (a *Activator) Fail(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Since(a.epoch)
+	for a.queue.first != nil {
+		w := a.queue.first
+		a.queue.remove(w)
+		a.busy += now
+		w.err = &startFailure{err}
+		close(w.done)
+	}
+}
+
+// Load reads the counters.
+func (a *Activator) Load() autoscaler.Load {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := time.Now()
+	present := a.inFlight + a.queue.length
+	return autoscaler.Load{
+		At:       at,
+		InFlight: a.inFlight,
+		Waiting:  a.queue.length,
+		Busy:     a.busy + time.Duration(present)*at.Sub(a.epoch),
+		Requests: a.requests,
+	}
+}
+
+func hasExited(instance engine.Instance) bool {
+	select {
+	case <-instance.Exited():
+		return true
+	default:
+		return false
+	}
+}
+
+// queue holds the waiters in the order they came. Any of them can leave in constant time.
+type queue struct {
+	first, last *waiter
+	length      int
+}
+
+// waiter is one request that waits. member and err are set before done is closed, and not after.
+type waiter struct {
+	done       chan struct{}
+	member     *member
+	err        error
+	queued     bool
+	prev, next *waiter
+}
+
+func (q *queue) push(w *waiter) {
+	w.queued = true
+	w.prev = q.last
+	if q.last != nil {
+		q.last.next = w
+	} else {
+		q.first = w
+	}
+	q.last = w
+	q.length++
+}
+
+// remove takes a waiter out; false when it is not in the queue.
+func (q *queue) remove(w *waiter) bool {
+	if !w.queued {
+		return false
+	}
+	w.queued = false
+	if w.prev != nil {
+		w.prev.next = w.next
+	} else {
+		q.first = w.next
+	}
+	if w.next != nil {
+		w.next.prev = w.prev
+	} else {
+		q.last = w.prev
+	}
+	w.prev, w.next = nil, nil
+	q.length--
+	return true
+}

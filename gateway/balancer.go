@@ -1,0 +1,117 @@
+package gateway
+
+import (
+	"github.com/berth-run/berth/engine"
+)
+
+// member is one instance as its activator sees it. Its fields are guarded by the activator's mutex, except those
+// that never change.
+type member struct {
+	id       string
+	instance engine.Instance
+	conns    *connections
+	drained  chan struct{} // closed when it is draining and its last request has ended
+
+	inFlight   int
+	draining   bool // taken back: no new request, ever
+	linked     bool // in a list of the balancer: may be given requests
+	prev, next *member
+}
+
+// balancer chooses the instance for a request: the one with the fewest requests in flight, and among equals the
+// one that was used last. The first rule gives the shortest wait. The second sends light load to the same few
+// instances: their caches stay warm and the others become idle, which is what scaling in looks for.
+//
+// Choosing and returning take constant time, however many instances there are: levels[n] lists the instances
+// that have n requests in flight, and a request moves its instance one level up or down.
+//
+// Invariant: least is the lowest level with an instance when there is one.
+type balancer struct {
+	concurrency int // most requests in flight on one instance; 0 is unlimited
+	levels      []*member
+	least       int
+	size        int // instances in the lists
+}
+
+// take adds a request to the best instance and returns it; nil when no instance has a free slot.
+func (b *balancer) take() *member {
+	if b.size == 0 || b.concurrency > 0 && b.least >= b.concurrency {
+		return nil
+	}
+	m := b.levels[b.least]
+	b.unlink(m)
+	m.inFlight++
+	b.link(m)
+	if b.levels[b.least] == nil {
+		b.least++ // m is there now
+	}
+	return m
+}
+
+// put ends a request on an instance, listed or not.
+func (b *balancer) put(m *member) {
+	if !m.linked {
+		m.inFlight--
+		return
+	}
+	b.unlink(m)
+	m.inFlight--
+	b.link(m)
+	if m.inFlight < b.least {
+		b.least = m.inFlight
+	}
+}
+
+// add lists an instance.
+func (b *balancer) add(m *member) {
+	if m.linked {
+		return
+	}
+	b.link(m)
+	m.linked = true
+	if b.size == 0 || m.inFlight < b.least {
+		b.least = m.inFlight
+	}
+	b.size++
+}
+
+// remove takes an instance off the lists: it gets no new request.
+func (b *balancer) remove(m *member) {
+	if !m.linked {
+		return
+	}
+	b.unlink(m)
+	m.linked = false
+	b.size--
+	if b.size == 0 {
+		b.least = 0
+		return
+	}
+	for b.levels[b.least] == nil {
+		b.least++
+	}
+}
+
+func (b *balancer) link(m *member) {
+	for len(b.levels) <= m.inFlight {
+		b.levels = append(b.levels, nil)
+	}
+	first := b.levels[m.inFlight]
+	m.prev, m.next = nil, first
+	if first != nil {
+		first.prev = m
+	}
+	b.levels[m.inFlight] = m
+}
+
+func (b *balancer) unlink(m *member) {
+	if m.prev != nil {
+		m.prev.next = m.next
+	} else {
+		b.levels[m.inFlight] = m.next
+	}
+	if m.next != nil {
+		m.next.prev = m.prev
+	}
+	m.prev, m.next = nil, nil
+}

@@ -1,0 +1,193 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/berth-run/berth/engine"
+)
+
+// exchange is one request and its response, while it is in the gateway.
+type exchange struct {
+	gateway   *Gateway
+	writer    http.ResponseWriter
+	request   *http.Request
+	activator *Activator
+	origin    origin
+
+	arrived  time.Time
+	claimed  time.Time // zero while it has no instance
+	instance string
+
+	began  bool  // the response's head has been given to the client: status is final
+	cut    bool  // the response ended early, and the client must see that
+	status int   // what the client got, 499 when it was gone
+	sent   int64 // bytes of the response's body
+}
+
+// refusal is a response that the gateway gives itself.
+type refusal struct {
+	status int
+	text   string
+}
+
+// The texts of contract 1.2.
+const (
+	textNoInstance = "The request was aborted because there was no available instance. The Cloud Run service might have " +
+		"reached its maximum container instance limit or the service was otherwise not able to scale to incoming requests. " +
+		"This might be caused by a sudden increase in traffic, a long container startup time or a long request processing time." // E9
+	textNotStarted = "The request failed because the instance could not start successfully." // E11
+	textMemory     = "While handling this request, the container instance was found to be using too much memory and was terminated. " +
+		"This is likely to cause a new container instance to be used for the next request to this revision. If you see this " +
+		"message frequently, you may have a memory leak in your code or may need more memory. Consider creating a new revision " +
+		"with more memory." // E12
+	textBroken  = "The request failed because either the HTTP response was malformed or connection to the instance had an error." // E13
+	textTimeout = "The request has been terminated because it has reached the maximum request timeout."                           // E15
+)
+
+// statusClientGone is what the log and the metrics say of a request whose client went away. No client sees it.
+const statusClientGone = 499
+
+// exitWait is how long the end of an instance may follow the end of its connections.
+const exitWait = 50 * time.Millisecond
+
+// Errors of forwarding, beside errUnreachable and errMalformed.
+var (
+	errClientGone = errors.New("the client is gone")
+	errTruncated  = errors.New("the response ended early")
+)
+
+// refuse returns why a request is not taken at all, or nil.
+func refuse(r *http.Request) *refusal {
+	switch r.Method {
+	case http.MethodGet, http.MethodPost, http.MethodHead, http.MethodPut, http.MethodPatch, http.MethodDelete:
+	case http.MethodTrace, http.MethodConnect: // contract C19
+		return &refusal{http.StatusMethodNotAllowed, r.Method + " requests are not delivered to services."}
+	default:
+		if !isToken(r.Method) {
+			return &refusal{http.StatusBadRequest, "The request's method is not a valid one."}
+		}
+	}
+	// An HTTP/2 client can put into its path what would be more than one field of an HTTP/1.1 request line.
+	for i := range len(r.RequestURI) {
+		if b := r.RequestURI[i]; b <= ' ' || b == 0x7f {
+			return &refusal{http.StatusBadRequest, "The request's path has a space or a control character; percent-encode it."}
+		}
+	}
+	return nil
+}
+
+func unknownHost(host string) *refusal {
+	return &refusal{http.StatusNotFound, fmt.Sprintf("No service has the host %.253q.", host)}
+}
+
+// reply answers a request with a refusal.
+func (x *exchange) reply(with *refusal) {
+	h := x.writer.Header()
+	clear(h)
+	h["Content-Type"] = []string{"text/plain; charset=utf-8"}
+	h["Content-Length"] = []string{strconv.Itoa(len(with.text) + 1)}
+	if with.status == http.StatusMethodNotAllowed {
+		h["Allow"] = []string{"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
+	}
+	x.began, x.status = true, with.status
+	x.writer.WriteHeader(with.status)
+	if x.request.Method != http.MethodHead {
+		n, _ := x.writer.Write([]byte(with.text + "\n")) // a client that is gone is no matter here
+		x.sent = int64(n)
+	}
+}
+
+// fail ends a request that went wrong: with a refusal while nothing was sent to the client, else with a cut.
+// member is the instance that it was on, or nil.
+func (x *exchange) fail(err error, member *member) {
+	switch {
+	case x.began:
+		x.cut = true
+		if !errors.Is(err, errClientGone) && x.request.Context().Err() == nil {
+			x.gateway.config.Logger.Warn("response cut", x.logFields(err)...)
+		}
+		return
+	case x.request.Context().Err() != nil || errors.Is(err, errClientGone):
+		x.status = statusClientGone
+		x.cut = true
+		return
+	}
+	var started *startFailure
+	with := &refusal{http.StatusServiceUnavailable, textBroken}
+	switch {
+	case errors.As(err, &started):
+		with = &refusal{http.StatusInternalServerError, textNotStarted + "\n" + publicReason(started.err)}
+	case errors.Is(err, errQueueFull), errors.Is(err, errWaitedLong):
+		with = &refusal{http.StatusTooManyRequests, textNoInstance}
+	case errors.Is(err, errTimeout), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		with = &refusal{http.StatusGatewayTimeout, textTimeout}
+	case errors.Is(err, errBadBody):
+		with = &refusal{http.StatusBadRequest, "The request's body is malformed."}
+	case member != nil && !errors.Is(err, errMalformed) && ranOutOfMemory(member.instance):
+		with = &refusal{http.StatusInternalServerError, textMemory}
+	}
+	x.gateway.config.Logger.Debug("request failed", x.logFields(err)...)
+	x.reply(with)
+}
+
+func (x *exchange) logFields(err error) []any {
+	revision := &x.activator.revision
+	return []any{"namespace", revision.Namespace, "service", revision.Service, "revision", revision.Name,
+		"instance", x.instance, "error", err}
+}
+
+// ranOutOfMemory tells whether an instance whose connection broke was ended for its memory. The news of the end
+// may come a little after the end of the connection.
+func ranOutOfMemory(instance engine.Instance) bool {
+	timer := time.NewTimer(exitWait)
+	defer timer.Stop()
+	select {
+	case <-instance.Exited():
+		return instance.Exit().OOM
+	case <-timer.C:
+		return false
+	}
+}
+
+// publicReason is the part of a failed start that any client may read: what the container did, in one line,
+// without its log. What went wrong on the machine is for its operator.
+func publicReason(err error) string {
+	var start *engine.StartError
+	if !errors.As(err, &start) || start.Reason == engine.ReasonEngine || start.Reason == engine.ReasonImageNotPulled {
+		return "The machine could not run it; the conditions of the service tell its owner why."
+	}
+	line, _, _ := strings.Cut(start.Error(), "\n")
+	return strings.TrimSuffix(line, "; last lines of its log:")
+}
+
+// deadline is when the response must have begun; zero for never.
+func (x *exchange) deadline() time.Time {
+	var at time.Time
+	revision := &x.activator.revision
+	if revision.Timeout > 0 {
+		at = x.arrived.Add(revision.Timeout)
+	}
+	if revision.ResponseStart > 0 {
+		if start := x.claimed.Add(revision.ResponseStart); at.IsZero() || start.Before(at) {
+			at = start
+		}
+	}
+	return at
+}
+
+// record counts and logs an exchange that has ended.
+func (x *exchange) record(tag string) {
+	if metrics := x.activator.metrics.Load(); metrics != nil {
+		metrics.observe(x.status, time.Since(x.arrived))
+	}
+	if x.gateway.log != nil {
+		x.gateway.log.write(x, tag)
+	}
+}

@@ -1,0 +1,188 @@
+// Package gateway is where requests to services arrive: it finds the revision, holds the request until an
+// instance has a free slot, and proxies it there, over HTTP/1.1 or HTTP/2 without TLS, streaming both ways.
+//
+// It does not decide how many instances there are (package autoscaler) nor which hosts exist (package reconcile,
+// through [Gateway.SetHosts]). [Gateway.ServeHTTP] is the path of a request from top to bottom; start reading
+// there. The hosts are in table.go, holding and claiming in activator.go, the choice of an instance in
+// balancer.go; these know nothing of HTTP. proxy.go and transport.go carry a request to an instance.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Config is how a gateway is set up. The zero value works; New fills in the defaults named here.
+type Config struct {
+	Logger     *slog.Logger          // default: discards
+	Registerer prometheus.Registerer // where metrics are registered; nil for none
+	AccessLog  io.Writer             // where a JSON line for each request goes; nil for none
+
+	// TrustForwarded are the networks of proxies in front of the gateway: their X-Forwarded-For, X-Forwarded-Proto
+	// and Forwarded are kept, and appended to. Everyone else's are overwritten (contract C31).
+	TrustForwarded []netip.Prefix
+	// PrivateCookies adds "Cache-Control: private" to responses that set a cookie (contract C17).
+	PrivateCookies bool
+
+	MaxHeaderBytes    int           // of a request's line and header; default 64 KiB
+	ReadHeaderTimeout time.Duration // from a request's first byte to the end of its header; default 10 s
+	IdleTimeout       time.Duration // how long a connection without requests is kept; default 120 s
+	MaxStreams        int           // requests at the same time on one HTTP/2 connection; default 100
+	ShutdownTimeout   time.Duration // how long requests in flight may take when Serve ends; default 10 s
+}
+
+// Gateway proxies requests to the instances of revisions.
+type Gateway struct {
+	config   Config
+	table    table
+	metrics  *metrics   // nil when there is no registerer
+	log      *accessLog // nil when there is none
+	buffers  sync.Pool  // *[]byte of copyBufferSize
+	upgrades upgrades
+}
+
+// New returns a gateway without hosts.
+func New(config Config) *Gateway {
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	setDefault(&config.MaxHeaderBytes, 64<<10)
+	setDefault(&config.ReadHeaderTimeout, 10*time.Second)
+	setDefault(&config.IdleTimeout, 120*time.Second)
+	setDefault(&config.MaxStreams, 100)
+	setDefault(&config.ShutdownTimeout, 10*time.Second)
+	g := &Gateway{config: config}
+	g.buffers.New = func() any { b := make([]byte, copyBufferSize); return &b }
+	if config.AccessLog != nil {
+		g.log = newAccessLog(config.AccessLog)
+	}
+	if config.Registerer != nil {
+		g.metrics = newMetrics(config.Registerer, g.log)
+	}
+	return g
+}
+
+func setDefault[T comparable](field *T, value T) {
+	if zero := *new(T); *field == zero {
+		*field = value
+	}
+}
+
+// SetHosts replaces what an owner, such as "default/hello", publishes: the routes of its hosts. Requests see the
+// change of all its hosts at once. A nil or empty map removes the owner.
+//
+// A host is a name without port; case and a trailing dot do not matter. When one belongs to another owner
+// (ErrHostTaken), or a route is not usable, the error says which, and nothing changes.
+func (g *Gateway) SetHosts(owner string, hosts map[string]*Route) error {
+	if g.metrics != nil {
+		for _, route := range hosts {
+			if route == nil {
+				continue
+			}
+			for _, split := range route.Splits {
+				if split.Activator != nil {
+					g.metrics.attach(split.Activator)
+				}
+			}
+		}
+	}
+	return g.table.set(owner, hosts)
+}
+
+// Forget ends the metrics of a revision that is gone. An activator that requests still arrive at must not be
+// forgotten: what they count would be lost.
+func (g *Gateway) Forget(activator *Activator) {
+	if g.metrics != nil {
+		g.metrics.detach(activator)
+	}
+}
+
+// ServeHTTP is the path of a request: find the route of its host, choose a revision by weight, claim a slot on
+// an instance, forward, release.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := &exchange{gateway: g, writer: w, request: r, arrived: time.Now()}
+	if refused := refuse(r); refused != nil {
+		x.reply(refused)
+		return
+	}
+	route := g.table.lookup(r.Host)
+	if route == nil {
+		x.reply(unknownHost(r.Host))
+		return
+	}
+	x.activator = route.choose()
+	x.origin = g.origin(r)
+
+	member, err := x.activator.claim(r.Context(), x.arrived)
+	for tries := 0; err == nil; tries++ {
+		x.claimed = time.Now()
+		x.instance = member.id
+		err = x.forward(member)
+		if !errors.Is(err, errUnreachable) || tries >= maxTries && !hasExited(member.instance) {
+			x.activator.release(member, time.Now())
+			break
+		}
+		// No byte has been sent: another instance, or this one a little later.
+		member, err = x.activator.claimAgain(r.Context(), member, x.arrived)
+	}
+	if err != nil {
+		x.fail(err, member)
+	}
+	x.record(route.tag)
+	if x.cut {
+		panic(http.ErrAbortHandler) // the response has begun and cannot be finished: let the client see that
+	}
+}
+
+// maxTries is how often a request is tried again on living instances that refuse connections.
+const maxTries = 8
+
+// Serve takes requests from a listener until ctx ends: HTTP/1.1, and HTTP/2 without TLS with prior knowledge.
+// Then it takes no new ones, gives those in flight Config.ShutdownTimeout to end, and returns nil. It closes the
+// listener.
+func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{
+		Handler:                      g,
+		Protocols:                    &protocols,
+		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: g.config.MaxStreams},
+		MaxHeaderBytes:               g.config.MaxHeaderBytes,
+		ReadHeaderTimeout:            g.config.ReadHeaderTimeout,
+		IdleTimeout:                  g.config.IdleTimeout,
+		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the instance's to answer
+		ErrorLog:                     slog.NewLogLogger(g.config.Logger.Handler(), slog.LevelDebug),
+	}
+	if g.log != nil {
+		stop := g.log.start()
+		defer stop()
+	}
+
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.config.ShutdownTimeout)
+	defer cancel()
+	err := server.Shutdown(limit)
+	g.upgrades.shutdown(limit)
+	if err != nil {
+		g.config.Logger.Warn("requests were cut at shutdown", "after", g.config.ShutdownTimeout)
+		server.Close()
+	}
+	<-served
+	return nil
+}

@@ -1,0 +1,191 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"net/url"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// forwardHTTP2 sends the request to an instance that speaks HTTP/2, over the connection that its requests share.
+func (x *exchange) forwardHTTP2(m *member) error {
+	ctx, cancel := context.WithCancelCause(x.request.Context())
+	defer cancel(nil)
+	var timer *time.Timer
+	if deadline := x.deadline(); !deadline.IsZero() {
+		timer = time.AfterFunc(time.Until(deadline), func() { cancel(errTimeout) })
+		defer timer.Stop()
+	}
+	request := x.http2Request(ctx)
+	defer x.endHTTP2Body(request)
+	response, err := m.conns.transport().RoundTrip(request)
+	if err != nil {
+		var dial *dialError
+		switch {
+		case context.Cause(ctx) == errTimeout:
+			return errTimeout
+		case errors.As(err, &dial):
+			return x.unreachable(err)
+		}
+		return err
+	}
+	defer response.Body.Close()
+	if timer != nil && !timer.Stop() {
+		return errTimeout
+	}
+
+	header := x.writer.Header()
+	for key, values := range response.Header {
+		switch key {
+		case "Connection", "Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "Upgrade":
+			continue
+		}
+		header[key] = values
+	}
+	for key := range response.Trailer { // announced; net/http has taken the field away
+		header["Trailer"] = append(header["Trailer"], key)
+	}
+	x.begin(response.StatusCode)
+	if err := x.copyHTTP2(response, cancel); err != nil {
+		return err
+	}
+	x.setTrailer(response.Trailer)
+	return nil
+}
+
+// http2Request is the request as the instance gets it. It shares the body and the header's values.
+func (x *exchange) http2Request(ctx context.Context) *http.Request {
+	r, o := x.request, &x.origin
+	header := make(http.Header, len(r.Header)+6)
+	ends := connectionTokens(r.Header)
+	for key, values := range r.Header {
+		if !o.stripped(key) && !slices.Contains(ends, key) {
+			header[key] = values
+		}
+	}
+	if _, ok := header["User-Agent"]; !ok {
+		header["User-Agent"] = nil // none is not made up
+	}
+	if acceptsTrailers(r.Header) {
+		header["Te"] = []string{"trailers"}
+	}
+	if hasBody(r) && expectsContinue(r.Header) {
+		header["Expect"] = []string{"100-continue"}
+	}
+	header["X-Forwarded-For"] = []string{string(o.appendForwardedFor(nil, r.Header))}
+	header["X-Forwarded-Proto"] = []string{o.forwardedProto(r.Header)}
+	header["Forwarded"] = []string{string(o.appendForwarded(nil, r.Header))}
+	header["Traceparent"] = []string{string(o.trace.appendTraceparent(nil))}
+	if header["X-Cloud-Trace-Context"] == nil {
+		header["X-Cloud-Trace-Context"] = []string{string(o.trace.appendCloud(nil))}
+	}
+
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		Got1xxResponse: func(code int, interim textproto.MIMEHeader) error {
+			if code == http.StatusContinue || !r.ProtoAtLeast(1, 1) {
+				return nil
+			}
+			h := x.writer.Header()
+			for key, values := range interim {
+				h[key] = values
+			}
+			x.writer.WriteHeader(code)
+			clear(h)
+			return nil
+		},
+	})
+	target := *r.URL
+	target.Scheme, target.Host = "http", "instance" // the transport dials this one instance, whatever is here
+	if !strings.HasPrefix(target.Path, "/") {
+		target = url.URL{Scheme: "http", Host: "instance", Opaque: r.RequestURI} // "OPTIONS *"
+	}
+	out := (&http.Request{
+		Method: r.Method, URL: &target, Host: r.Host, Header: header,
+		ContentLength: r.ContentLength, Trailer: r.Trailer,
+		Proto: "HTTP/2.0", ProtoMajor: 2,
+	}).WithContext(ctx)
+	if hasBody(r) {
+		if r.ProtoMajor == 1 {
+			http.NewResponseController(x.writer).EnableFullDuplex()
+		}
+		out.Body = &sharedBody{body: r.Body}
+	}
+	return out
+}
+
+// sharedBody is the client's request body as a transport gets it. The server closes it, not the transport: after
+// a failed dial it goes to the next instance.
+type sharedBody struct {
+	body  io.Reader
+	ended atomic.Bool // read to its end, or to an error
+}
+
+func (b *sharedBody) Read(p []byte) (int, error) {
+	n, err := b.body.Read(p)
+	if err != nil {
+		b.ended.Store(true)
+	}
+	return n, err
+}
+
+func (b *sharedBody) Close() error { return nil }
+
+// endHTTP2Body bounds how long the transport can still wait for the client's body once the response is over:
+// net/http cannot end the request while it does.
+func (x *exchange) endHTTP2Body(request *http.Request) {
+	body, ok := request.Body.(*sharedBody)
+	if !ok || body.ended.Load() || !x.began {
+		return
+	}
+	x.flush() // a client that is gone is no matter here
+	http.NewResponseController(x.writer).SetReadDeadline(time.Now().Add(uploadLinger))
+}
+
+// copyHTTP2 copies a response's body and passes on what has arrived before it waits for more.
+func (x *exchange) copyHTTP2(response *http.Response, cancel context.CancelCauseFunc) error {
+	buffer := x.gateway.buffers.Get().(*[]byte)
+	defer x.gateway.buffers.Put(buffer)
+	var silence *time.Timer
+	idle := x.activator.revision.Idle
+	if idle > 0 {
+		silence = time.AfterFunc(idle, func() { cancel(errTimeout) })
+		defer silence.Stop()
+	}
+	left := response.ContentLength
+	if left != 0 && response.Body != http.NoBody {
+		if err := x.flush(); err != nil {
+			return err
+		}
+	}
+	for {
+		n, err := response.Body.Read(*buffer)
+		if n > 0 {
+			if err := x.write((*buffer)[:n]); err != nil {
+				return err
+			}
+			left -= int64(n)
+		}
+		switch {
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return fmt.Errorf("%w: %w", errTruncated, err)
+		}
+		if left != 0 { // more is to come, or may be
+			if err := x.flush(); err != nil {
+				return err
+			}
+		}
+		if silence != nil {
+			silence.Reset(idle)
+		}
+	}
+}

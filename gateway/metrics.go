@@ -1,0 +1,134 @@
+package gateway
+
+import (
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are what the gateway counts. Every revision's own counters are looked up once, not for each request;
+// those that can be read from an activator are, when they are asked for.
+type metrics struct {
+	requests *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	inFlight *prometheus.Desc
+	queue    *prometheus.Desc
+	dropped  *prometheus.Desc
+	log      *accessLog
+
+	mu         sync.Mutex
+	activators map[*Activator]struct{}
+}
+
+// revisionMetrics are the counters of one revision.
+type revisionMetrics struct {
+	requests *prometheus.CounterVec // the status code is missing
+	duration prometheus.Observer
+	codes    atomic.Pointer[[]codeCounter] // those seen so far; replaced, never changed
+}
+
+type codeCounter struct {
+	code    int
+	counter prometheus.Counter
+}
+
+func newMetrics(registerer prometheus.Registerer, log *accessLog) *metrics {
+	labels := []string{"namespace", "service", "revision"}
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "berth_requests_total",
+			Help: "Requests answered, by HTTP status; 499 is a client that went away before its response began.",
+		}, append(labels, "code")),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "berth_request_duration_seconds",
+			Help:    "Time from a request's arrival to the end of its response, the wait for an instance included.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
+		}, labels),
+		inFlight: prometheus.NewDesc("berth_requests_in_flight", "Requests on instances now.", labels, nil),
+		queue:    prometheus.NewDesc("berth_requests_waiting", "Requests that wait for an instance now.", labels, nil),
+		dropped: prometheus.NewDesc("berth_access_log_dropped_total",
+			"Access log lines that were dropped because their reader was too slow.", nil, nil),
+		log:        log,
+		activators: make(map[*Activator]struct{}),
+	}
+	registerer.MustRegister(m.requests, m.duration, m)
+	return m
+}
+
+// attach gives an activator its counters, once.
+func (m *metrics) attach(a *Activator) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.activators[a]; ok {
+		return
+	}
+	m.activators[a] = struct{}{}
+	a.metrics.Store(&revisionMetrics{
+		requests: m.requests.MustCurryWith(revisionLabels(a)),
+		duration: m.duration.With(revisionLabels(a)),
+	})
+}
+
+func (m *metrics) detach(a *Activator) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.activators, a)
+	a.metrics.Store(nil)
+	m.requests.DeletePartialMatch(revisionLabels(a))
+	m.duration.Delete(revisionLabels(a))
+}
+
+func revisionLabels(a *Activator) prometheus.Labels {
+	return prometheus.Labels{"namespace": a.revision.Namespace, "service": a.revision.Service, "revision": a.revision.Name}
+}
+
+// observe counts one request.
+func (r *revisionMetrics) observe(code int, took time.Duration) {
+	r.duration.Observe(took.Seconds())
+	for {
+		seen := r.codes.Load()
+		if seen != nil {
+			for i := range *seen {
+				if (*seen)[i].code == code {
+					(*seen)[i].counter.Inc()
+					return
+				}
+			}
+		}
+		var next []codeCounter
+		if seen != nil {
+			next = append(next, *seen...)
+		}
+		next = append(next, codeCounter{code, r.requests.WithLabelValues(strconv.Itoa(code))})
+		r.codes.CompareAndSwap(seen, &next)
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(descs chan<- *prometheus.Desc) {
+	descs <- m.inFlight
+	descs <- m.queue
+	descs <- m.dropped
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(out chan<- prometheus.Metric) {
+	if m.log != nil {
+		out <- prometheus.MustNewConstMetric(m.dropped, prometheus.CounterValue, float64(m.log.dropped.Load()))
+	}
+	m.mu.Lock()
+	activators := make([]*Activator, 0, len(m.activators))
+	for a := range m.activators {
+		activators = append(activators, a)
+	}
+	m.mu.Unlock()
+	for _, a := range activators {
+		load := a.Load()
+		labels := []string{a.revision.Namespace, a.revision.Service, a.revision.Name}
+		out <- prometheus.MustNewConstMetric(m.inFlight, prometheus.GaugeValue, float64(load.InFlight), labels...)
+		out <- prometheus.MustNewConstMetric(m.queue, prometheus.GaugeValue, float64(load.Waiting), labels...)
+	}
+}
