@@ -76,7 +76,7 @@ func openNetwork(within netip.Prefix, links string, logger *slog.Logger) (*netwo
 		return nil, err
 	}
 	defer lock.Close()
-	if err := deleteLinks(links); err != nil {
+	if err := errors.Join(deleteLinks(links), deleteGatewayAddress(links)); err != nil {
 		return nil, err
 	}
 	part, err := freePart(within.Masked())
@@ -85,24 +85,44 @@ func openNetwork(within netip.Prefix, links string, logger *slog.Logger) (*netwo
 	}
 	gateway := part.Addr().Next()
 	n := &network{prefix: part, gateway: gateway, links: links, logger: logger, next: gateway.Next()}
-	// The gateway's address is on an interface of its own, and is what claims the part.
-	dummy := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: links + "gw"}}
-	if err := netlink.LinkAdd(dummy); err != nil {
-		return nil, fmt.Errorf("making interface %q: %w", dummy.Name, err)
-	}
-	if err := setHostAddress(dummy, gateway); err != nil {
-		return nil, errors.Join(err, deleteLinks(links))
+	// The gateway's address is on the loopback interface, as not every kernel has dummy ones. It claims the part.
+	if err := addGatewayAddress(gateway, links); err != nil {
+		return nil, err
 	}
 	return n, nil
 }
 
-func setHostAddress(dummy netlink.Link, gateway netip.Addr) error {
-	address := &netlink.Addr{IPNet: hostRoute(gateway)}
-	if err := netlink.AddrAdd(dummy, address); err != nil {
-		return fmt.Errorf("giving interface %q the address %s: %w", dummy.Attrs().Name, gateway, err)
+// addressLabel marks the engine's address on the loopback interface.
+func addressLabel(links string) string { return "lo:" + links }
+
+func addGatewayAddress(gateway netip.Addr, links string) error {
+	loopback, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("finding the loopback interface: %w", err)
 	}
-	if err := netlink.LinkSetUp(dummy); err != nil {
-		return fmt.Errorf("setting interface %q up: %w", dummy.Attrs().Name, err)
+	address := &netlink.Addr{IPNet: hostRoute(gateway), Label: addressLabel(links), Scope: unix.RT_SCOPE_HOST}
+	if err := netlink.AddrAdd(loopback, address); err != nil {
+		return fmt.Errorf("giving the machine the address %s: %w", gateway, err)
+	}
+	return nil
+}
+
+func deleteGatewayAddress(links string) error {
+	addresses, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("listing the machine's addresses: %w", err)
+	}
+	for _, address := range addresses {
+		if address.Label != addressLabel(links) {
+			continue
+		}
+		loopback, err := netlink.LinkByName("lo")
+		if err != nil {
+			return fmt.Errorf("finding the loopback interface: %w", err)
+		}
+		if err := netlink.AddrDel(loopback, &address); err != nil {
+			return fmt.Errorf("deleting the machine's address %s: %w", address.IPNet, err)
+		}
 	}
 	return nil
 }
@@ -413,5 +433,5 @@ func (n *network) close() error {
 	}
 	n.idle = nil
 	n.mu.Unlock()
-	return deleteLinks(n.links)
+	return errors.Join(deleteLinks(n.links), deleteGatewayAddress(n.links))
 }

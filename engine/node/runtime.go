@@ -99,27 +99,36 @@ func runtimeError(log []byte, err error) error {
 }
 
 // release lets the container's program run. The runtime's own start command does the same, in the
-// milliseconds of one more process: the container waits for somebody to read from a FIFO in its state.
+// milliseconds of one more process: the container waits at a FIFO in its state. crun's has it open and waits for
+// a byte; runc's waits for somebody to open it, and writes a byte.
 func (r *ociRuntime) release(id string) error {
-	fifo := filepath.Join(r.root, id, "exec.fifo")
-	var file *os.File
+	path := filepath.Join(r.root, id, "exec.fifo")
+	var fifo *os.File // set when there is a byte to be read
 	err := r.namespace.do(func() error {
-		// For reading and writing, so that opening does not wait and reading does.
-		fd, err := unix.Open(fifo, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err != nil {
+		defer os.Remove(path)
+		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err == nil {
+			defer unix.Close(fd)
+			_, err = unix.Write(fd, []byte{0})
 			return err
 		}
-		file = os.NewFile(uintptr(fd), fifo)
-		return os.Remove(fifo)
+		if err != unix.ENXIO { // nobody has it open for reading
+			return err
+		}
+		// For reading and writing, so that opening does not wait and reading does.
+		fd, err = unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err == nil {
+			fifo = os.NewFile(uintptr(fd), path)
+		}
+		return err
 	})
+	if err == nil && fifo != nil {
+		defer fifo.Close()
+		if err = fifo.SetReadDeadline(deadlineIn(releasePatience)); err == nil {
+			_, err = fifo.Read(make([]byte, 1))
+		}
+	}
 	if err != nil {
-		return fmt.Errorf("releasing the container: %w", err)
-	}
-	defer file.Close()
-	if err := file.SetReadDeadline(deadlineIn(releasePatience)); err != nil {
-		return fmt.Errorf("releasing the container: %w", err)
-	}
-	if _, err := file.Read(make([]byte, 1)); err != nil {
 		return fmt.Errorf("releasing the container: %w", err)
 	}
 	return nil

@@ -1,0 +1,186 @@
+// Command program is what the engine suite's instances run: a container's program that does as its first
+// argument says.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	verb, args := "serve", []string(nil)
+	if len(os.Args) > 1 {
+		verb, args = os.Args[1], os.Args[2:]
+	}
+	var err error
+	switch verb {
+	case "serve": // answers requests on PORT
+		err = serve(":" + os.Getenv("PORT"))
+	case "listen": // answers requests on another address
+		err = serve(args[0])
+	case "exit": // says something and exits with a code
+		fmt.Println("about to exit")
+		code, _ := strconv.Atoi(args[0])
+		os.Exit(code)
+	case "crash": // is killed by a signal
+		signal, _ := strconv.Atoi(args[0])
+		fmt.Fprintln(os.Stderr, "about to crash")
+		// The first process of a PID namespace can only kill itself with what the kernel forces on it.
+		if signal == int(syscall.SIGSEGV) {
+			crash()
+		}
+	case "silent": // never listens
+		fmt.Println("doing nothing")
+		select {}
+	case "late": // listens after a while
+		wait, _ := time.ParseDuration(args[0])
+		time.Sleep(wait)
+		err = serve(":" + os.Getenv("PORT"))
+	case "bloat": // takes memory until it is stopped
+		bloat()
+	case "graceful": // says goodbye on SIGTERM
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, syscall.SIGTERM)
+		go func() {
+			<-signals
+			fmt.Println("goodbye")
+			os.Exit(0)
+		}()
+		err = serve(":" + os.Getenv("PORT"))
+	case "stubborn": // ignores SIGTERM
+		signal.Ignore(syscall.SIGTERM)
+		err = serve(":" + os.Getenv("PORT"))
+	case "shout": // writes numbered lines, then serves
+		count, _ := strconv.Atoi(args[0])
+		out := bufio.NewWriter(os.Stdout)
+		for i := range count {
+			fmt.Fprintf(out, "line %d\n", i)
+		}
+		out.Flush()
+		err = serve(":" + os.Getenv("PORT"))
+	default:
+		err = fmt.Errorf("unknown verb %q", verb)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func serve(address string) error {
+	http.HandleFunc("GET /", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "hello") })
+	http.HandleFunc("GET /inspect", inspect)
+	http.HandleFunc("GET /dial", dial)
+	http.HandleFunc("GET /resolve", resolve)
+	http.HandleFunc("GET /read", read)
+	http.HandleFunc("POST /write", write)
+	http.HandleFunc("POST /exit", exit)
+	http.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		code, _ := strconv.Atoi(r.FormValue("code"))
+		w.WriteHeader(code)
+	})
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	return http.Serve(listener, nil)
+}
+
+func crash() {
+	signal.Reset()
+	_ = syscall.Kill(os.Getpid(), syscall.SIGSEGV)
+	var p *int
+	*p = 1
+}
+
+func bloat() {
+	var held [][]byte
+	for {
+		block := make([]byte, 1<<20)
+		for i := range block {
+			block[i] = 1
+		}
+		held = append(held, block)
+	}
+}
+
+// inspect tells what the program finds around it.
+func inspect(w http.ResponseWriter, r *http.Request) {
+	host, _ := os.Hostname()
+	dir, _ := os.Getwd()
+	groups, _ := os.Getgroups()
+	stdin, stdinErr := io.ReadAll(os.Stdin)
+	status, _ := os.ReadFile("/proc/self/status")
+	found := map[string]any{
+		"env": os.Environ(), "args": os.Args, "hostname": host, "dir": dir,
+		"uid": os.Getuid(), "gid": os.Getgid(), "groups": groups, "pid": os.Getpid(),
+		"stdin": string(stdin), "stdinError": stdinErr != nil, "status": string(status),
+	}
+	_ = json.NewEncoder(w).Encode(found)
+}
+
+// dial reports whether a TCP connection to an address can be made.
+func dial(w http.ResponseWriter, r *http.Request) {
+	conn, err := net.DialTimeout("tcp", r.FormValue("address"), 2*time.Second)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	conn.Close()
+	fmt.Fprintln(w, "connected")
+}
+
+// resolve looks a name up, over UDP or TCP.
+func resolve(w http.ResponseWriter, r *http.Request) {
+	addresses, err := net.DefaultResolver.LookupHost(r.Context(), r.FormValue("name"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	fmt.Fprint(w, strings.Join(addresses, " "))
+}
+
+func read(w http.ResponseWriter, r *http.Request) {
+	text, err := os.ReadFile(r.FormValue("path"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	_, _ = w.Write(text)
+}
+
+// write writes the request's body, or so many MiB of zeros, to a file.
+func write(w http.ResponseWriter, r *http.Request) {
+	file, err := os.OpenFile(r.FormValue("path"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o666)
+	if err == nil {
+		from := r.Body.(io.Reader)
+		if mib, _ := strconv.Atoi(r.FormValue("mib")); mib > 0 {
+			from = io.LimitReader(zeros{}, int64(mib)<<20)
+		}
+		_, err = io.Copy(file, from)
+		file.Close()
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInsufficientStorage)
+	}
+}
+
+func exit(w http.ResponseWriter, r *http.Request) {
+	code, _ := strconv.Atoi(r.FormValue("code"))
+	fmt.Println("asked to exit")
+	os.Exit(code)
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
