@@ -12,9 +12,6 @@ import (
 	"github.com/berth-run/berth/serving"
 )
 
-// groupBerth is what is Berth's own, beside Knative's API.
-var groupBerth = schema.GroupVersion{Group: "berth.run", Version: "v1"}
-
 // kubernetes is the version of Kubernetes whose API this is, for clients that compare versions.
 const kubernetes = "v1.37.0"
 
@@ -52,7 +49,7 @@ func (a *api) apiVersions(http.ResponseWriter, *http.Request) (any, error) {
 
 func (a *api) apiGroups(http.ResponseWriter, *http.Request) (any, error) {
 	groups := v1.APIGroupList{TypeMeta: v1.TypeMeta{Kind: "APIGroupList", APIVersion: "v1"}}
-	for _, gv := range append(groupVersions(), groupBerth) {
+	for _, gv := range groupVersions() {
 		if gv.Group != "" {
 			groups.Groups = append(groups.Groups, group(gv))
 		}
@@ -71,10 +68,6 @@ func (a *api) apiGroup(gv schema.GroupVersion) handler {
 func group(gv schema.GroupVersion) v1.APIGroup {
 	only := v1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: gv.Version}
 	return v1.APIGroup{Name: gv.Group, Versions: []v1.GroupVersionForDiscovery{only}, PreferredVersion: only}
-}
-
-func (a *api) berthResources(http.ResponseWriter, *http.Request) (any, error) {
-	return resources(groupBerth), nil
 }
 
 // apiResources lists the kinds of a group with the verbs that the table of routes serves.

@@ -1,0 +1,120 @@
+package api_test
+
+import (
+	"encoding/base64"
+	"encoding/pem"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// certificate is the server's certificate as a kubeconfig holds it.
+func (s *server) certificate() string {
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
+	return base64.StdEncoding.EncodeToString(block)
+}
+
+// kubectl runs the real program against the server.
+func (s *server) kubectl(stdin string, args ...string) (string, error) {
+	s.t.Helper()
+	program, err := exec.LookPath("kubectl")
+	if err != nil {
+		s.t.Skip("kubectl is not installed")
+	}
+	home := s.t.TempDir()
+	config := filepath.Join(home, "kubeconfig")
+	text := "apiVersion: v1\nkind: Config\ncurrent-context: berth\n" +
+		"clusters: [{name: berth, cluster: {server: \"" + s.URL + "\", certificate-authority-data: " + s.certificate() + "}}]\n" +
+		"users: [{name: admin, user: {token: " + secretToken + "}}]\n" +
+		"contexts: [{name: berth, context: {cluster: berth, user: admin}}]\n"
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(s.t.Context(), program, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+config, "HOME="+home)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	s.t.Logf("kubectl %s\n%s", strings.Join(args, " "), out)
+	return string(out), err
+}
+
+// run is kubectl that must succeed and print all parts.
+func (s *server) run(stdin string, args []string, parts ...string) string {
+	s.t.Helper()
+	out, err := s.kubectl(stdin, args...)
+	if err != nil {
+		s.t.Fatalf("kubectl %v: %v\n%s", args, err, out)
+	}
+	for _, part := range parts {
+		if !strings.Contains(out, part) {
+			s.t.Errorf("kubectl %v printed no %q:\n%s", args, part, out)
+		}
+	}
+	return out
+}
+
+const helloYAML = `apiVersion: serving.knative.dev/v1
+kind: Service
+metadata:
+  name: hello
+spec:
+  template:
+    spec:
+      containers:
+      - image: registry.example/hello
+`
+
+func TestKubectl_AppliesGetsPatchesAndDeletesAService(t *testing.T) {
+	s := newTLSServer(t)
+	s.run("", []string{"version"}, "Server Version: v1.")
+	s.run("", []string{"api-resources"}, "ksvc", "serving.knative.dev/v1")
+	s.run(helloYAML, []string{"apply", "-f", "-"}, "service.serving.knative.dev/hello created")
+	// kubectl says "configured" because the list of containers got defaults; the server changes nothing.
+	s.run(helloYAML, []string{"apply", "-f", "-"}, "service.serving.knative.dev/hello configured")
+	s.run("", []string{"get", "ksvc", "hello", "-o", "jsonpath={.metadata.generation}"}, "1")
+	s.run(strings.Replace(helloYAML, "/hello\n", "/hello:2\n", 1), []string{"apply", "--validate=false", "-f", "-"}, "configured")
+	s.run("", []string{"get", "ksvc"}, "NAME", "URL", "LATESTCREATED", "LATESTREADY", "READY", "REASON", "hello")
+	s.run("", []string{"get", "ksvc", "hello", "-o", "jsonpath={.spec.template.spec.containers[0].image} {.metadata.generation}"}, "registry.example/hello:2 2")
+	s.run("", []string{"get", "ksvc", "-A"}, "NAMESPACE", "default", "hello")
+	s.run("", []string{"label", "ksvc", "hello", "team=a"}, "labeled")
+	s.run("", []string{"get", "ksvc", "-l", "team=a"}, "hello")
+	s.run("", []string{"patch", "ksvc", "hello", "--type=json", "-p", `[{"op":"replace","path":"/spec/template/spec/containers/0/image","value":"registry.example/hello:3"}]`}, "patched")
+	s.run("", []string{"describe", "ksvc", "hello"}, "registry.example/hello:3")
+	s.run("", []string{"delete", "ksvc", "hello", "--timeout=20s"}, `service.serving.knative.dev "hello" deleted`)
+	if out, err := s.kubectl("", "get", "ksvc", "hello"); err == nil || !strings.Contains(out, "NotFound") {
+		t.Errorf("got %v, want NotFound: %s", err, out)
+	}
+}
+
+func TestKubectl_ShowsWhyAServiceIsRefused(t *testing.T) {
+	s := newTLSServer(t)
+	out, err := s.kubectl(strings.Replace(helloYAML, "image:", "imagee:", 1), "apply", "-f", "-")
+	if err == nil || !strings.Contains(out, `unknown field "spec.template.spec.containers[0].imagee"`) {
+		t.Errorf("got %v: %s", err, out)
+	}
+}
+
+func TestKubectl_KeepsSecretsAndConfigMaps(t *testing.T) {
+	s := newTLSServer(t)
+	s.run("", []string{"create", "secret", "generic", "db", "--from-literal=password=x"}, "secret/db created")
+	s.run("", []string{"create", "configmap", "settings", "--from-literal=a=b"}, "configmap/settings created")
+	secret := "apiVersion: v1\nkind: Secret\nmetadata: {name: db2}\nstringData: {password: one}\n"
+	s.run(secret, []string{"apply", "-f", "-"}, "created")
+	s.run(strings.Replace(secret, "one", "two", 1), []string{"apply", "-f", "-"}, "configured")
+	s.run("", []string{"get", "secret", "db2", "-o", "jsonpath={.data.password}"}, "dHdv")
+	s.run("", []string{"get", "secrets,cm"}, "secret/db2", "Opaque", "configmap/settings")
+	s.run("", []string{"create", "namespace", "team"}, "created")
+	s.run("", []string{"delete", "namespace", "team", "--timeout=20s"}, "deleted")
+}
+
+func TestKubectl_WaitsForAConditionByWatching(t *testing.T) {
+	s := newTLSServer(t)
+	s.created(services, hello("hello"))
+	go func() {
+		status := `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`
+		s.do("PATCH", services+"/hello/status", status, "Content-Type", "application/merge-patch+json")
+	}()
+	s.run("", []string{"wait", "--for=condition=Ready", "ksvc/hello", "--timeout=20s"}, "condition met")
+}

@@ -1,0 +1,242 @@
+package serving_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/berth-run/berth/serving"
+)
+
+// settings are the platform's defaults.
+func settings() serving.Settings {
+	return serving.Settings{
+		RevisionTimeout: 300 * time.Second, MaxRevisionTimeout: time.Hour, CPU: "1", Memory: "512Mi",
+	}
+}
+
+// service is a service with one container that has more fields.
+func service(t *testing.T, container string) *serving.Service {
+	t.Helper()
+	return read[serving.Service](t, `
+metadata: {name: hello, namespace: default}
+spec: {template: {spec: {containers: [{image: registry.example/hello, `+container+`}]}}}`)
+}
+
+func read[T any](t testing.TB, text string) *T {
+	t.Helper()
+	o := new(T)
+	if err := yaml.UnmarshalStrict([]byte(text), o); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// refusal is the Status that a change is refused with.
+func refusal(t *testing.T, change serving.Change) v1.Status {
+	t.Helper()
+	_, err := serving.Admit(t.Context(), settings(), change)
+	var status interface{ Status() v1.Status }
+	if !errors.As(err, &status) {
+		t.Fatalf("got %v, want an error with a Status", err)
+	}
+	return status.Status()
+}
+
+func TestAdmit_FillsKnativesDefaultsAndThePlatforms(t *testing.T) {
+	s := service(t, "")
+	warnings, err := serving.Admit(t.Context(), settings(), serving.Change{New: s, User: "ann"})
+	if err != nil || len(warnings) > 0 {
+		t.Fatal(err, warnings)
+	}
+	spec := s.Spec.Template.Spec
+	if *spec.TimeoutSeconds != 300 || *spec.ContainerConcurrency != 0 {
+		t.Errorf("timeoutSeconds %d, containerConcurrency %d", *spec.TimeoutSeconds, *spec.ContainerConcurrency)
+	}
+	limits := spec.Containers[0].Resources.Limits
+	if limits.Cpu().String() != "1" || limits.Memory().String() != "512Mi" || spec.Containers[0].Name != "user-container" {
+		t.Errorf("got limits %v, name %q", limits, spec.Containers[0].Name)
+	}
+	if len(s.Spec.Traffic) != 1 || *s.Spec.Traffic[0].Percent != 100 || !*s.Spec.Traffic[0].LatestRevision {
+		t.Errorf("got traffic %+v", s.Spec.Traffic)
+	}
+	if a := s.Annotations; a[serving.AnnotationCreator] != "ann" || a[serving.AnnotationLastModifier] != "ann" {
+		t.Errorf("got annotations %v", a)
+	}
+}
+
+func TestAdmit_SaysWhatKnativeSays(t *testing.T) {
+	for _, c := range []struct{ container, want, field string }{
+		{"ports: [{containerPort: 8080, name: grpc}]", "validation failed: Port name grpc is not allowed: spec.template.spec.containers[0].ports\nName must be empty, or one of: 'h2c', 'http1'", "spec.template.spec.containers[0].ports"},
+		{"env: [{name: PORT, value: '1'}]", `validation failed: "PORT" is a reserved environment variable: spec.template.spec.containers[0].env[0].name`, "spec.template.spec.containers[0].env[0].name"},
+		{"lifecycle: {preStop: {exec: {command: [x]}}}", "validation failed: must not set the field(s): spec.template.spec.containers[0].lifecycle", "spec.template.spec.containers[0].lifecycle"},
+		{"env: [{name: A, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]", "validation failed: must not set the field(s): spec.template.spec.containers[0].env[0].valueFrom.fieldRef", "spec.template.spec.containers[0].env[0].valueFrom.fieldRef"},
+	} {
+		status := refusal(t, serving.Change{New: service(t, c.container)})
+		if status.Message != c.want || status.Code != 400 || status.Reason != v1.StatusReasonBadRequest {
+			t.Errorf("%s:\n got %d %s %q\nwant %q", c.container, status.Code, status.Reason, status.Message, c.want)
+		}
+		if causes := status.Details.Causes; len(causes) != 1 || causes[0].Field != c.field {
+			t.Errorf("%s: got causes %+v, want one for %s", c.container, causes, c.field)
+		}
+	}
+}
+
+func TestAdmit_NamesAnInvalidServiceAccountAsTheConformanceSuiteExpects(t *testing.T) {
+	s := service(t, "")
+	s.Spec.Template.Spec.ServiceAccountName = "foo@bar.baz"
+	if message := refusal(t, serving.Change{New: s}).Message; !strings.Contains(message, "foo@bar.baz: spec.template.spec.serviceAccountName\n") {
+		t.Errorf("got %q", message)
+	}
+}
+
+func TestAdmit_RefusesWhatBerthCannotRun(t *testing.T) {
+	for container, path := range map[string]string{
+		"livenessProbe: {exec: {command: [x]}}":                                  "spec.template.spec.containers[0].livenessProbe.exec",
+		"readinessProbe: {grpc: {port: 8080}}":                                   "spec.template.spec.containers[0].readinessProbe.grpc",
+		"startupProbe: {exec: {command: [x]}}":                                   "spec.template.spec.containers[0].startupProbe.exec",
+		"resources: {limits: {nvidia.com/gpu: 1}}":                               "spec.template.spec.containers[0].resources.limits[nvidia.com/gpu]",
+		"}], volumes: [{name: a, emptyDir: {}}], initContainers: [{image: x":     "spec.template.spec.volumes",
+		"volumeMounts: [{name: a, mountPath: /a}]":                               "spec.template.spec.containers[0].volumeMounts",
+		"ports: [{containerPort: 80}]}, {image: registry.example/sidecar":        "spec.template.spec.containers[1]",
+		"ports: [{containerPort: 80}]}], initContainers: [{image: x, name: init": "spec.template.spec.initContainers",
+	} {
+		status := refusal(t, serving.Change{New: service(t, container)})
+		found := false
+		for _, cause := range status.Details.Causes {
+			found = found || cause.Field == path
+		}
+		if !found || status.Code != 400 || !strings.HasPrefix(status.Message, "validation failed: ") {
+			t.Errorf("%s: got %d %q, causes %+v; want one for %s", container, status.Code, status.Message, status.Details.Causes, path)
+		}
+	}
+}
+
+func TestAdmit_TakesEnvironmentFromSecretsAndConfigMapsAndWarnsOfFieldsWithoutEffect(t *testing.T) {
+	s := service(t, "env: [{name: A, valueFrom: {secretKeyRef: {name: s, key: k}}}, {name: B, valueFrom: {configMapKeyRef: {name: s, key: k}}}], "+
+		"envFrom: [{secretRef: {name: s}}, {configMapRef: {name: c}}], securityContext: {runAsNonRoot: true, runAsUser: 5}")
+	warnings, err := serving.Admit(t.Context(), settings(), serving.Change{New: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "spec.template.spec.containers[0].securityContext.runAsNonRoot has no effect in this release of Berth"
+	if len(warnings) != 1 || warnings[0] != want {
+		t.Errorf("got warnings %q, want %q", warnings, want)
+	}
+}
+
+func TestAdmit_RefusesAChangedTemplateUnderTheSameRevisionName(t *testing.T) {
+	old := service(t, "")
+	old.Spec.Template.Name = "hello-one"
+	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: old}); err != nil {
+		t.Fatal(err)
+	}
+	old.ResourceVersion = "1"
+	changed := old.DeepCopy()
+	changed.Spec.Template.Spec.Containers[0].Image = "registry.example/hello:2"
+	status := refusal(t, serving.Change{New: changed, Old: old})
+	if !strings.HasPrefix(status.Message, "validation failed: Saw the following changes without a name change (-old +new): spec.template.metadata.name") {
+		t.Errorf("got %q", status.Message)
+	}
+}
+
+func TestAdmit_NotesWhoChangedTheSpecAndKeepsWhoMadeIt(t *testing.T) {
+	old := service(t, "")
+	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: old, User: "ann"}); err != nil {
+		t.Fatal(err)
+	}
+	old.ResourceVersion = "1"
+	changed := service(t, "args: [x]") // without annotations, as a user writes it
+	changed.ResourceVersion = "1"
+	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: changed, Old: old, User: "bob"}); err != nil {
+		t.Fatal(err)
+	}
+	if a := changed.Annotations; a[serving.AnnotationCreator] != "ann" || a[serving.AnnotationLastModifier] != "bob" {
+		t.Errorf("got annotations %v", a)
+	}
+	changed.Annotations[serving.AnnotationCreator] = "eve"
+	status := refusal(t, serving.Change{New: changed, Old: old, User: "bob"})
+	if !strings.Contains(status.Message, "annotation value is immutable: metadata.annotations.serving.knative.dev/creator") {
+		t.Errorf("got %q", status.Message)
+	}
+}
+
+func TestAdmit_RefusesInvalidMetadataAsKubernetesDoes(t *testing.T) {
+	s := service(t, "")
+	s.Labels = map[string]string{"a b": "c"}
+	status := refusal(t, serving.Change{New: s})
+	if status.Code != 422 || status.Reason != v1.StatusReasonInvalid || !strings.HasPrefix(status.Message, `Service.serving.knative.dev "hello" is invalid: metadata.labels: Invalid value: "a b"`) {
+		t.Errorf("got %d %s %q", status.Code, status.Reason, status.Message)
+	}
+	s = service(t, "")
+	s.Name, s.GenerateName = "", "hello-"
+	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: s}); err != nil || s.Name != "" {
+		t.Errorf("generateName: %v, name %q", err, s.Name)
+	}
+}
+
+func TestAdmit_MovesASecretsStringDataAndHidesItsContents(t *testing.T) {
+	secret := read[serving.Secret](t, "metadata: {name: s, namespace: default}\nstringData: {a: new}\ndata: {a: b2xk, b: Yg==}")
+	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: secret}); err != nil {
+		t.Fatal(err)
+	}
+	if secret.StringData != nil || string(secret.Data["a"]) != "new" || string(secret.Data["b"]) != "b" || secret.Type != "Opaque" {
+		t.Errorf("got %+v", secret)
+	}
+	bad := read[serving.Secret](t, "metadata: {name: s, namespace: default}\ntype: kubernetes.io/dockerconfigjson\nstringData: {.dockerconfigjson: hunter2}")
+	status := refusal(t, serving.Change{New: bad})
+	if status.Code != 422 || strings.Contains(status.Message, "hunter2") || status.Details.Causes[0].Field != "data[.dockerconfigjson]" {
+		t.Errorf("got %+v", status)
+	}
+	other := secret.DeepCopy()
+	other.Type, other.ResourceVersion = "example.com/other", "1"
+	if status := refusal(t, serving.Change{New: other, Old: secret}); !strings.Contains(status.Message, "immutable") {
+		t.Errorf("got %q", status.Message)
+	}
+}
+
+func TestAdmit_KeepsImmutableConfigMaps(t *testing.T) {
+	old := read[serving.ConfigMap](t, "metadata: {name: c, namespace: default, resourceVersion: '1'}\nimmutable: true\ndata: {a: b}")
+	changed := old.DeepCopy()
+	changed.Data["a"] = "c"
+	if status := refusal(t, serving.Change{New: changed, Old: old}); status.Code != 422 || status.Details.Causes[0].Field != "data" {
+		t.Errorf("got %+v", status)
+	}
+	labelled := old.DeepCopy()
+	labelled.Labels = map[string]string{"a": "b"}
+	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: labelled, Old: old}); err != nil {
+		t.Error(err)
+	}
+	if status := refusal(t, serving.Change{New: read[serving.ConfigMap](t, "metadata: {name: c, namespace: default}\ndata: {a/b: c}")}); status.Code != 422 {
+		t.Errorf("got %+v", status)
+	}
+}
+
+func TestSettings_SayWhichOneIsWrong(t *testing.T) {
+	if err := settings().Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for want, s := range map[string]serving.Settings{
+		"revision-cpu-limit":       {CPU: "much"},
+		"revision-timeout-seconds": {RevisionTimeout: time.Hour},
+		"give whole seconds":       {RevisionTimeout: 1500 * time.Millisecond},
+		"container-concurrency":    {ContainerConcurrency: -1},
+	} {
+		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: got %v, want an error that names %s", s, err, want)
+		}
+	}
+}
+
+func BenchmarkAdmit(b *testing.B) {
+	o := read[serving.Service](b, "metadata: {name: hello, namespace: default}\nspec: {template: {spec: {containers: [{image: registry.example/hello}]}}}")
+	for b.Loop() {
+		if _, err := serving.Admit(b.Context(), settings(), serving.Change{New: o.DeepCopy()}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
