@@ -27,36 +27,47 @@ func (r *Reconciler) reconcileService(ctx context.Context, k key) error {
 	s.Status.InitializeConditions()
 
 	configuration, err := ensure(ctx, r, serving.KindConfiguration, s, configurationOf(s))
-	switch {
-	case errors.Is(err, errNotOwned):
-		s.Status.MarkConfigurationNotOwned(s.Name)
-	case err != nil:
+	if err != nil && !errors.Is(err, errNotOwned) {
 		return fmt.Errorf("making the configuration of service %s: %w", s.Name, err)
+	}
+	route, err := ensure(ctx, r, serving.KindRoute, s, routeOf(s))
+	if err != nil && !errors.Is(err, errNotOwned) {
+		return fmt.Errorf("making the route of service %s: %w", s.Name, err)
+	}
+	// The configuration comes last: the condition set last gives Ready its message, and why a revision failed says
+	// more than that the route has none.
+	markRoute(s, route, configuration)
+	markConfiguration(s, configuration)
+	s.Status.ObservedGeneration = s.Generation
+	return r.writeStatus(ctx, s)
+}
+
+// markRoute tells how the service's route is; nil means that it belongs to somebody else.
+func markRoute(s *serving.Service, route *serving.Route, configuration *serving.Configuration) {
+	switch {
+	case route == nil:
+		s.Status.MarkRouteNotOwned(s.Name)
+	case route.Generation != route.Status.ObservedGeneration:
+		s.Status.MarkRouteNotReconciled()
+	default:
+		s.Status.PropagateRouteStatus(&route.Status)
+		if route.IsReady() && configuration != nil &&
+			!sendsToLatest(s.Spec.Traffic, route.Status.Traffic, configuration.Status.LatestReadyRevisionName) {
+			s.Status.MarkRouteNotYetReady()
+		}
+	}
+}
+
+// markConfiguration tells how the service's configuration is; nil means that it belongs to somebody else.
+func markConfiguration(s *serving.Service, configuration *serving.Configuration) {
+	switch {
+	case configuration == nil:
+		s.Status.MarkConfigurationNotOwned(s.Name)
 	case configuration.Generation != configuration.Status.ObservedGeneration:
 		s.Status.MarkConfigurationNotReconciled()
 	default:
 		s.Status.PropagateConfigurationStatus(&configuration.Status)
 	}
-	if configuration == nil {
-		configuration = &serving.Configuration{}
-	}
-
-	route, err := ensure(ctx, r, serving.KindRoute, s, routeOf(s))
-	switch {
-	case errors.Is(err, errNotOwned):
-		s.Status.MarkRouteNotOwned(s.Name)
-	case err != nil:
-		return fmt.Errorf("making the route of service %s: %w", s.Name, err)
-	case route.Generation != route.Status.ObservedGeneration:
-		s.Status.MarkRouteNotReconciled()
-	default:
-		s.Status.PropagateRouteStatus(&route.Status)
-		if route.IsReady() && !sendsToLatest(s.Spec.Traffic, route.Status.Traffic, configuration.Status.LatestReadyRevisionName) {
-			s.Status.MarkRouteNotYetReady()
-		}
-	}
-	s.Status.ObservedGeneration = s.Generation
-	return r.writeStatus(ctx, s)
 }
 
 // sendsToLatest tells whether every part of the traffic that follows the latest revision reached it.

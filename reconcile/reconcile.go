@@ -22,7 +22,7 @@ import (
 // Config is what a reconciler needs. Every field without a comment is required.
 type Config struct {
 	Store      store.Store
-	Images     *image.Store
+	Images     Resolver
 	Engine     engine.Engine
 	Autoscaler *autoscaler.Autoscaler
 	Gateway    *gateway.Gateway
@@ -41,6 +41,11 @@ type Config struct {
 
 	// RevisionGone, when set, is called after a deleted revision's last instance has ended.
 	RevisionGone func(namespace, service, revision string)
+}
+
+// Resolver names an image by its digest; *image.Store is one.
+type Resolver interface {
+	Resolve(ctx context.Context, ref string, credentials image.Credentials) (string, error)
 }
 
 // Reconciler runs the reconcilers. The autoscaler's OnChange must be its Changed method.

@@ -117,11 +117,14 @@ func open(config Config) (_ *server, err error) {
 		Scaling: config.Scaling, Logger: s.logger,
 		URL: s.url, Domain: config.Domain,
 		PullTimeout: config.PullTimeout, StartupTimeout: config.StartupTimeout, MaxQueue: config.MaxQueue,
-		RevisionGone: s.engine.RemoveLogs,
+		RevisionGone: s.revisionGone,
 	})
 	s.autoscaler.OnChange = s.reconciler.Changed
+	if err := s.admission().Validate(); err != nil {
+		return nil, fmt.Errorf("checking the settings: %w", err)
+	}
 	handler := api.New(api.Config{
-		Store: s.store, Settings: s.admission(), Token: token, Engine: s.engine, Instances: s.autoscaler,
+		Store: s.store, Settings: s.admission(), Token: token, Engine: s.engine, Instances: s.instances,
 		Registry: s.images.Registry(), Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
 		Ready: s.readiness, Logger: s.logger,
 	})
@@ -268,6 +271,32 @@ func (s *server) url(host string) string {
 		return "http://" + host
 	}
 	return "http://" + host + ":" + port
+}
+
+// revisionGone removes the logs of a deleted service, once none of its instances writes any more.
+func (s *server) revisionGone(namespace, service, revision string) {
+	if _, err := s.store.Get(context.Background(), serving.KindService, namespace, service); !errors.Is(err, store.ErrNotFound) {
+		return
+	}
+	if err := s.engine.RemoveLogs(namespace, service); err != nil {
+		s.logger.Warn("removing logs", "service", service, "revision", revision, "error", err)
+	}
+}
+
+// admission is what the API fills in for users and holds them to.
+func (s *server) admission() serving.Settings {
+	return serving.Settings{
+		RevisionTimeout: s.config.RevisionTimeout, MaxRevisionTimeout: s.config.MaxRevisionTimeout,
+		ContainerConcurrency: int64(s.config.Concurrency), CPU: s.config.CPU, Memory: s.config.Memory,
+	}
+}
+
+func (s *server) instances() []api.Instance {
+	var list []api.Instance
+	for _, i := range s.autoscaler.Instances() {
+		list = append(list, api.Instance(i))
+	}
+	return list
 }
 
 func (s *server) readiness() error {

@@ -1,0 +1,97 @@
+package reconcile
+
+import (
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestQueue_HandsOutAKeyToOneWorkerAtATime(t *testing.T) {
+	q := newQueue()
+	k := key{"services", "default", "hello"}
+	q.add(k)
+	q.add(k)
+	got, ok := q.next()
+	if !ok || got != k {
+		t.Fatalf("next: %v %v", got, ok)
+	}
+	q.add(k) // while it is worked on
+	if len(q.waiting) != 0 {
+		t.Fatalf("the key waits (%v) while a worker has it", q.waiting)
+	}
+	q.done(k)
+	if len(q.waiting) != 1 {
+		t.Fatalf("after the work the key waits %d times, want once more", len(q.waiting))
+	}
+	q.next()
+	q.done(k)
+	if len(q.waiting) != 0 || len(q.state) != 0 {
+		t.Fatalf("left over: %v %v", q.waiting, q.state)
+	}
+}
+
+func TestQueue_DelaysDoubleUntilSuccess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue()
+		k := key{"services", "default", "hello"}
+		for _, want := range []time.Duration{100, 200, 400, 800} {
+			if got := q.addBackoff(k); got != want*time.Millisecond {
+				t.Fatalf("delay %v, want %v ms", got, want)
+			}
+			start := time.Now()
+			q.next()
+			if waited := time.Since(start); waited != want*time.Millisecond {
+				t.Fatalf("handed out after %v, want %v ms", waited, want)
+			}
+			q.done(k)
+		}
+		q.forget(k)
+		if got := q.addBackoff(k); got != 100*time.Millisecond {
+			t.Fatalf("delay after a success: %v", got)
+		}
+		for range 20 {
+			q.addBackoff(k)
+		}
+		if got := q.addBackoff(k); got != time.Minute {
+			t.Fatalf("longest delay %v, want a minute", got)
+		}
+		q.close()
+	})
+}
+
+func TestQueue_DelayedKeyIsHandedOutOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue()
+		k := key{"revisions", "default", "hello-00001"}
+		for range 10 {
+			q.addAfter(k, time.Second)
+		}
+		q.next()
+		q.done(k)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(q.waiting) != 0 {
+			t.Fatalf("waits again: %v", q.waiting)
+		}
+		q.close()
+	})
+}
+
+func TestQueue_CloseFreesEveryWorker(t *testing.T) {
+	q := newQueue()
+	var workers sync.WaitGroup
+	for range 4 {
+		workers.Go(func() {
+			if _, ok := q.next(); ok {
+				t.Error("a closed queue handed out a key")
+			}
+		})
+	}
+	q.close()
+	workers.Wait()
+	q.add(key{"services", "default", "late"})
+	if len(q.waiting) != 0 {
+		t.Fatal("a closed queue took a key")
+	}
+}
