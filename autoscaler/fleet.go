@@ -26,7 +26,7 @@ type fleet struct {
 
 	members []*member
 	state   State
-	window  *window // nil while there is neither an instance nor a request
+	window  *window // nil from zero until an instance is ready
 	desired int
 
 	proven     bool
@@ -189,7 +189,8 @@ func (a *Autoscaler) look(ctx context.Context, f *fleet) {
 	switch {
 	case f.window != nil:
 		f.window.record(load)
-	case !idle:
+	case in.Ready > 0:
+		// Not before: waiting for a first instance is not load, and would be taken for it in the averages.
 		f.window = newWindow(scale.StableWindow, a.settings.Tick, load)
 	}
 	if f.window != nil {

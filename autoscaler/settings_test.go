@@ -1,0 +1,123 @@
+package autoscaler
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func annotate(pairs ...string) map[string]string {
+	m := make(map[string]string)
+	for i := 0; i < len(pairs); i += 2 {
+		m["autoscaling.knative.dev/"+pairs[i]] = pairs[i+1]
+	}
+	return m
+}
+
+func TestScale_AppliesDefaults(t *testing.T) {
+	got, err := DefaultSettings().Scale(nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Scale{
+		Metric:           "concurrency",
+		Target:           70,
+		TotalTarget:      100,
+		StableWindow:     time.Minute,
+		PanicWindow:      6 * time.Second,
+		PanicThreshold:   2,
+		MaxScaleUpRate:   1000,
+		MaxScaleDownRate: 2,
+		Max:              100,
+		Initial:          1,
+		ScaleToZeroGrace: 30 * time.Second,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("defaults (-want +got):\n%s", diff)
+	}
+}
+
+func TestScale_AppliesAnnotations(t *testing.T) {
+	for _, test := range []struct {
+		name        string
+		annotations map[string]string
+		concurrency int64
+		change      func(*Scale)
+	}{
+		{"concurrency is the target", nil, 10, func(s *Scale) { s.TotalTarget, s.Target = 10, 7 }},
+		{"a target above concurrency is cut", annotate("target", "50"), 10, func(s *Scale) { s.TotalTarget, s.Target = 10, 7 }},
+		{"a target below concurrency holds", annotate("target", "4"), 10, func(s *Scale) { s.TotalTarget, s.Target = 4, 2.8 }},
+		{"utilization", annotate("target", "10", "target-utilization-percentage", "50"), 0, func(s *Scale) { s.TotalTarget, s.Target = 10, 5 }},
+		{"the least target", annotate("target", "0.01"), 0, func(s *Scale) { s.TotalTarget, s.Target = 0.01, 0.01 }},
+		{"rps", annotate("metric", "rps"), 10, func(s *Scale) { s.Metric, s.TotalTarget, s.Target = "rps", 200, 140 }},
+		{"rps with a target", annotate("metric", "rps", "target", "1000"), 10, func(s *Scale) { s.Metric, s.TotalTarget, s.Target = "rps", 1000, 700 }},
+		{"a window", annotate("window", "10m"), 0, func(s *Scale) { s.StableWindow, s.PanicWindow = 10*time.Minute, time.Minute }},
+		{"the shortest panic window", annotate("window", "6s"), 0, func(s *Scale) { s.StableWindow, s.PanicWindow = 6*time.Second, time.Second }},
+		{"panic", annotate("panic-window-percentage", "20", "panic-threshold-percentage", "150"), 0, func(s *Scale) {
+			s.PanicWindow, s.PanicThreshold = 12*time.Second, 1.5
+		}},
+		{"bounds", annotate("min-scale", "1", "max-scale", "3", "initial-scale", "2", "activation-scale", "3"), 0, func(s *Scale) {
+			s.Min, s.Max, s.Initial, s.Activation = 1, 3, 2, 3
+		}},
+		{"Cloud Run's spelling", annotate("minScale", "1", "maxScale", "3"), 0, func(s *Scale) { s.Min, s.Max = 1, 3 }},
+		{"no greatest number", annotate("max-scale", "0"), 0, func(s *Scale) { s.Max = 0 }},
+		{"a least number above the default greatest", annotate("min-scale", "150"), 0, func(s *Scale) { s.Min, s.Max = 150, 150 }},
+		{"delays", annotate("scale-down-delay", "15m", "scale-to-zero-pod-retention-period", "1m1.5s"), 0, func(s *Scale) {
+			s.ScaleDownDelay, s.ScaleToZeroRetention = 15*time.Minute, 61500*time.Millisecond
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			want, err := DefaultSettings().Scale(nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			test.change(&want)
+			got, err := DefaultSettings().Scale(test.annotations, test.concurrency)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("scale (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestScale_RefusesWhatItCannotUse(t *testing.T) {
+	for _, test := range []struct {
+		annotations map[string]string
+		want        []string // parts of the error
+	}{
+		{annotate("min-scale", "few"), []string{`autoscaling.knative.dev/min-scale is "few"`, "whole number from 0"}},
+		{annotate("minScale", "-1"), []string{`autoscaling.knative.dev/minScale is "-1"`}},
+		{annotate("max-scale", "99999999999"), []string{`"99999999999"`, "2147483647"}},
+		{annotate("min-scale", "5", "max-scale", "2"), []string{`max-scale is "2"`, `min-scale, which is "5"`}},
+		{annotate("activation-scale", "1"), []string{"from 2"}},
+		{annotate("activation-scale", "5", "max-scale", "2"), []string{`activation-scale is "5"`, "greater than"}},
+		{annotate("activation-scale", "2", "min-scale", "3"), []string{`activation-scale is "2"`, "less than"}},
+		{annotate("window", "5s"), []string{`window is "5s"`, "6s to 1h0m0s"}},
+		{annotate("window", "6500ms"), []string{"whole seconds"}},
+		{annotate("metric", "cpu"), []string{`metric is "cpu"`, `"concurrency" or "rps"`}},
+		{annotate("target", "0"), []string{`target is "0"`, "from 0.01 up"}},
+		{annotate("target", "NaN"), []string{`target is "NaN"`}},
+		{annotate("target-utilization-percentage", "101"), []string{"1 to 100"}},
+		{annotate("panic-threshold-percentage", "100"), []string{"110 to 1000"}},
+		{annotate("window", "x", "metric", "y"), []string{`window is "x"`, `metric is "y"`}},
+	} {
+		_, err := DefaultSettings().Scale(test.annotations, 0)
+		if err == nil {
+			t.Errorf("%v: no error", test.annotations)
+			continue
+		}
+		for _, want := range test.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%v: %q does not say %q", test.annotations, err, want)
+			}
+		}
+	}
+	if _, err := DefaultSettings().Scale(nil, -1); err == nil || !strings.Contains(err.Error(), "containerConcurrency is -1") {
+		t.Errorf("containerConcurrency -1: %v", err)
+	}
+}
