@@ -26,6 +26,7 @@ const (
 
 	format = 1
 
+	smallest    = 2 * 4096    // bytes: bbolt's two header pages
 	lockTimeout = time.Second // to wait for a process that is just ending
 )
 
@@ -48,20 +49,22 @@ func (s *Store) openFile() error {
 		return err
 	case !info.Mode().IsRegular():
 		return fmt.Errorf("it is not a file (%s); give the path of the store's file", info.Mode().Type())
-	case info.Size() == 0:
-		return fmt.Errorf("the file is empty, which a store never is; %s", remedy)
-	default:
-		if err := inspectFile(s.path); err != nil {
-			return err
-		}
-		if err := compactFile(s.path); err != nil {
-			s.logger.Warn("compacting the store; it stays as large as it is", "path", s.path, "error", err)
-		}
+	case info.Size() < smallest:
+		return fmt.Errorf("the file has %d bytes, and no store has fewer than %d; %s", info.Size(), smallest, remedy)
+	}
+	if err := s.readFile(); err != nil {
+		return err
+	}
+	if err := compactFile(s.path); err != nil {
+		s.logger.Warn("compacting the store; it stays as large as it is", "path", s.path, "error", err)
 	}
 	if s.db, err = openBolt(s.path, false); err != nil {
 		return err
 	}
-	err = guard(func() error { return s.db.View(s.load) })
+	version, err := s.savedVersion()
+	if err == nil && version != s.version {
+		err = errors.New("another process wrote to it just now; stop that one or use another state directory")
+	}
 	if err != nil {
 		s.db.Close()
 	}
@@ -109,14 +112,22 @@ func install(from, to string) error {
 
 func openBolt(path string, readOnly bool) (*bbolt.DB, error) {
 	var db *bbolt.DB
+	var file *os.File
 	err := guard(func() (err error) {
 		db, err = bbolt.Open(path, 0o600, &bbolt.Options{
 			Timeout:      lockTimeout,
 			FreelistType: bbolt.FreelistMapType,
 			ReadOnly:     readOnly,
+			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
+				file, err = os.OpenFile(name, flag, mode)
+				return file, err
+			},
 		})
 		return err
 	})
+	if err != nil && file != nil {
+		file.Close() // bbolt has not when it panicked; until then the file stays locked
+	}
 	switch {
 	case errors.Is(err, bbolt.ErrTimeout):
 		return nil, errors.New("another process has it open, probably a Berth server; stop that one or use another state directory")
@@ -126,35 +137,52 @@ func openBolt(path string, readOnly bool) (*bbolt.DB, error) {
 	return db, err
 }
 
-// inspectFile looks at a file before anything is written to it: whether all of it is there and it is a store.
-func inspectFile(path string) error {
-	db, err := openBolt(path, true)
+// readFile reads a file into memory before anything is written to it. It opens it for itself: the pages of a mapping
+// that were read count as the process's memory until it is unmapped.
+func (s *Store) readFile() error {
+	db, err := openBolt(s.path, true)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
 	return guard(func() error {
 		return db.View(func(tx *bbolt.Tx) error {
-			info, err := os.Stat(path)
-			if err != nil {
+			if err := inspect(tx, s.path); err != nil {
 				return err
 			}
-			if info.Size() < tx.Size() {
-				return fmt.Errorf("it is cut off: %d of %d bytes are there; %s", info.Size(), tx.Size(), remedy)
-			}
-			meta := tx.Bucket([]byte(metaBucket))
-			if meta == nil {
-				return errors.New("it is another program's bbolt file; use another path")
-			}
-			switch found, err := number(meta, formatKey); {
-			case err != nil:
-				return err
-			case found > format:
-				return fmt.Errorf("it has format %d, and this version of Berth reads up to %d; start the newer version that wrote it", found, format)
-			}
-			return nil
+			return s.load(tx)
 		})
 	})
+}
+
+// inspect returns an error unless all of a file is there and it is a store.
+func inspect(tx *bbolt.Tx, path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if info.Size() < tx.Size() {
+		return fmt.Errorf("it is cut off: %d of %d bytes are there; %s", info.Size(), tx.Size(), remedy)
+	}
+	var damage []error
+	for err := range tx.Check() {
+		damage = append(damage, err)
+	}
+	if len(damage) > 0 {
+		return fmt.Errorf("it is damaged in %d places, first: %w; %s", len(damage), damage[0], remedy)
+	}
+	meta := tx.Bucket([]byte(metaBucket))
+	if meta == nil {
+		return errors.New("it is another program's bbolt file; use another path")
+	}
+	found, err := number(meta, formatKey)
+	if err != nil {
+		return err
+	}
+	if found > format {
+		return fmt.Errorf("it has format %d, and this version of Berth reads up to %d; start the newer version that wrote it", found, format)
+	}
+	return nil
 }
 
 // guard runs f, which reads a file that may be damaged, and makes an error of what bbolt panics with then.
