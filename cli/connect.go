@@ -46,7 +46,7 @@ func environment(c *cobra.Command, names ...string) error {
 		if flag == nil || flag.Changed || !ok || value == "" {
 			continue
 		}
-		if err := c.Flags().Set(name, value); err != nil {
+		if err := flag.Value.Set(value); err != nil {
 			return usagef("environment variable %s: invalid value %q: %v", variable, value, err)
 		}
 	}

@@ -12,13 +12,16 @@ import (
 	"github.com/berth-run/berth/server"
 )
 
+// otherHeading is for flags that nobody gave a heading.
+const otherHeading = "Other"
+
 // heading is a heading of the help and the flags under it.
 type heading struct {
 	title string
 	flags []string
 }
 
-// serverHeadings are the headings of `berth server --help`. A flag that is in none of them is listed under "Other".
+// serverHeadings are the headings of `berth server --help`. A flag that is in none of them is listed under [otherHeading].
 func serverHeadings() []heading {
 	return []heading{
 		{"Where it is", []string{"state-dir", "api-address", "gateway-address", "domain"}},
@@ -71,7 +74,7 @@ func orderServerFlags(flags *pflag.FlagSet) {
 	}
 	flags.VisitAll(func(flag *pflag.Flag) {
 		if len(flag.Annotations[groupAnnotation]) == 0 {
-			under("Other", flags, flag.Name)
+			under(otherHeading, flags, flag.Name)
 		}
 	})
 }
