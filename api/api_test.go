@@ -31,6 +31,7 @@ type server struct {
 	*httptest.Server
 	t     *testing.T
 	store store.Store
+	stop  context.CancelFunc // ends what goes on: watches, followed logs
 }
 
 func newServer(t *testing.T, options ...func(*api.Config)) *server {
@@ -80,7 +81,7 @@ func prepare(t *testing.T, options ...func(*api.Config)) *server {
 			t.Error(err)
 		}
 	})
-	return &server{s, t, objects}
+	return &server{s, t, objects, cancel}
 }
 
 // logs is an engine with lines to read.

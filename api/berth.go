@@ -71,13 +71,17 @@ func (a *api) log(w http.ResponseWriter, r *http.Request) (any, error) {
 		}
 		return unsent
 	})
-	if err == nil || unsent != nil || r.Context().Err() != nil {
+	if unsent != nil || r.Context().Err() != nil {
+		return nil, nil
+	}
+	if err == nil {
+		_ = l.flush()
 		return nil, nil
 	}
 	// The header is sent: the error goes where the reader looks.
 	a.Logger.Error("reading a service's log", "service", query.Service, "error", err)
 	line := engine.LogLine{Time: time.Now(), Revision: query.Revision, Instance: query.Instance, Stream: "system", Text: "the log ends here: " + err.Error()}
-	_ = l.write(line)
+	_ = errors.Join(l.write(line), l.flush())
 	return nil, nil
 }
 

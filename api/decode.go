@@ -51,13 +51,14 @@ func readBody(w http.ResponseWriter, r *http.Request) (body []byte, format strin
 		return nil, "", failure(http.StatusUnsupportedMediaType, "UnsupportedMediaType",
 			fmt.Sprintf("the body's Content-Encoding is %q: send it without one", encoding))
 	}
-	// Not every writer has deadlines (tests' recorders do not); the limit is a safeguard then missing.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+	// Not every writer has deadlines; the limit is then missing.
+	controller := http.NewResponseController(w)
+	_ = controller.SetReadDeadline(time.Now().Add(bodyTimeout))
+	defer func() { _ = controller.SetReadDeadline(time.Time{}) }()
 	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		return nil, "", fmt.Errorf("reading the request's body: %w", err)
 	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	return body, mediaType(r.Header.Get("Content-Type")), nil
 }
 

@@ -178,10 +178,8 @@ func (wr *watcher) run(ctx context.Context, events store.Watch, initial []servin
 
 // write sends an event as the selectors make it look, or nothing.
 func (wr *watcher) write(e store.Event) error {
-	if e.Object.GetResourceVersion() > "" && e.Type != store.Added || wr.last == "" {
-		wr.last = e.Object.GetResourceVersion()
-	} else if wr.newer(e.Object.GetResourceVersion()) {
-		wr.last = e.Object.GetResourceVersion()
+	if version := e.Object.GetResourceVersion(); wr.newer(version) {
+		wr.last = version
 	}
 	kind := wr.selected(e)
 	if kind == "" {
@@ -259,13 +257,16 @@ func (l *lines) write(line any) error {
 	if err := json.NewEncoder(&b).Encode(line); err != nil {
 		return fmt.Errorf("encoding a line: %w", err)
 	}
-	// A reader that does not read must not hold the stream for ever. Writers without deadlines are tests'.
+	// A reader that does not read must not hold the stream for ever. Not every writer has deadlines.
 	_ = l.controller.SetWriteDeadline(time.Now().Add(writeTimeout))
 	_, err := l.writer.Write(b.Bytes())
 	return err
 }
 
+// flush sends what was written, and lifts the deadline: HTTP/2 would end an idle stream by it.
 func (l *lines) flush() error {
 	_ = l.controller.SetWriteDeadline(time.Now().Add(writeTimeout))
-	return l.controller.Flush()
+	err := l.controller.Flush()
+	_ = l.controller.SetWriteDeadline(time.Time{})
+	return err
 }
