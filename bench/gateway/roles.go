@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/berth-run/berth/engine"
+	"github.com/berth-run/berth/gateway"
+)
+
+const host = "hello.default.localhost"
+
+// serve listens on a free port, prints the address, and serves until standard input ends.
+func serve(run func(context.Context, net.Listener) error) error {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Println(listener.Addr())
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	return run(ctx, listener)
+}
+
+func serveHandler(handler http.Handler) error {
+	return serve(func(ctx context.Context, listener net.Listener) error {
+		server := &http.Server{Handler: handler}
+		go server.Serve(listener)
+		<-ctx.Done()
+		return server.Close()
+	})
+}
+
+func runInstance() error {
+	body := []byte("Hello, World!\n")
+	return serveHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(body) }))
+}
+
+func runGateway(instance string) error {
+	activator := gateway.NewActivator(gateway.Revision{
+		Namespace: "default", Service: "hello", Configuration: "hello", Name: "hello-00001",
+		Concurrency: 80, Timeout: 300 * time.Second, MaxQueue: 10000,
+	})
+	activator.Add(&listening{address: instance, exited: make(chan struct{})})
+	g := gateway.New(gateway.Config{Registerer: prometheus.NewRegistry()})
+	err := g.SetHosts("default/hello", map[string]*gateway.Route{host: {Splits: []gateway.Split{{Percent: 100, Activator: activator}}}})
+	if err != nil {
+		return err
+	}
+	return serve(g.Serve)
+}
+
+func runReverseProxy(instance string) error {
+	return serveHandler(&httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: instance})
+			r.Out.Host = r.In.Host
+			r.SetXForwarded()
+		},
+		Transport: &http.Transport{MaxIdleConns: 0, MaxIdleConnsPerHost: 256, DisableCompression: true},
+	})
+}
+
+// listening is an instance that runs already.
+type listening struct {
+	address string
+	exited  chan struct{}
+}
+
+func (l *listening) ID() string                  { return "hello-00001-bench" }
+func (l *listening) Start(context.Context) error { return nil }
+func (l *listening) Stop(time.Duration)          {}
+func (l *listening) Exited() <-chan struct{}     { return l.exited }
+func (l *listening) Exit() engine.Exit           { return engine.Exit{} }
+func (l *listening) Stages() []engine.Stage      { return nil }
+func (l *listening) Dial(ctx context.Context) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", l.address)
+}
