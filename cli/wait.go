@@ -118,7 +118,10 @@ func (d *deployment) judge() stage {
 		return stage{step: "creating", text: fmt.Sprintf("Service %s: creating a revision", name)}
 	}
 	if revision.Status.GetCondition(serving.RevisionReady).IsTrue() {
-		return d.routing(name)
+		if d.service.Status.GetCondition(serving.ServiceConfigurationsReady).IsTrue() {
+			return d.routing(name)
+		}
+		return stage{step: "creating", text: fmt.Sprintf("Service %s: creating a revision", name)} // this one is the last deploy's
 	}
 	for _, kind := range []apis.ConditionType{serving.RevisionResourcesAvailable, serving.RevisionContainerHealthy} {
 		condition := revision.Status.GetCondition(kind)

@@ -67,7 +67,7 @@ func (w *watcher[T]) run(ctx context.Context) error {
 	for {
 		if w.version == "" {
 			if err := w.list(ctx); err != nil {
-				if !w.listed || !worthRetrying(err) {
+				if errors.Is(err, errStopped) || !w.listed || !worthRetrying(err) {
 					return err
 				}
 				if err := sleep(ctx, pause); err != nil {
@@ -80,10 +80,10 @@ func (w *watcher[T]) run(ctx context.Context) error {
 		before := w.version
 		err := w.stream(ctx)
 		switch {
+		case errors.Is(err, errStopped): // before ctx is asked: who broke off must not be called again
+			return err
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errors.Is(err, errStopped):
-			return err
 		case IsGone(err):
 			w.version = ""
 		case err != nil && !worthRetrying(err):
