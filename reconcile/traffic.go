@@ -85,7 +85,14 @@ func (r *Reconciler) resolveNamed(ctx context.Context, route *serving.Route, nam
 	case err != nil:
 		return nil, err
 	case revision == nil || revision.DeletionTimestamp != nil:
-		return func(s *serving.RouteStatus) { s.MarkMissingTrafficTarget("Revision", name) }, nil
+		missing := func(s *serving.RouteStatus) { s.MarkMissingTrafficTarget("Revision", name) }
+		// A service may name in its traffic the revision that it declares with the same write: that one is to come,
+		// and clients take a failed service as final.
+		c, err := get[serving.Configuration](ctx, r, serving.KindConfiguration, route.Namespace, route.Labels[serving.LabelService])
+		if err == nil && c != nil && c.Spec.Template.Name == name && c.Generation != c.Status.ObservedGeneration {
+			missing = func(s *serving.RouteStatus) { s.MarkRevisionNotReady(name) }
+		}
+		return missing, err
 	}
 	service, owner := route.Labels[serving.LabelService], revision.Labels[serving.LabelService]
 	switch {
