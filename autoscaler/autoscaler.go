@@ -226,8 +226,13 @@ func (a *Autoscaler) shut() {
 func (a *Autoscaler) loop(ctx context.Context) {
 	tick := time.NewTimer(a.settings.Tick)
 	defer tick.Stop()
-	ticking := true
+	tick.Stop()
+	ticking := false
 	for {
+		if !ticking && len(a.busy) > 0 {
+			tick.Reset(a.settings.Tick)
+			ticking = true
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -252,10 +257,6 @@ func (a *Autoscaler) loop(ctx context.Context) {
 				close(a.closed)
 			}
 			return
-		}
-		if !ticking && len(a.busy) > 0 {
-			tick.Reset(a.settings.Tick)
-			ticking = true
 		}
 	}
 }

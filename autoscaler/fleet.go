@@ -56,7 +56,8 @@ type member struct {
 	cold      bool      // no instance was ready when it was claimed
 	spare     bool      // it was prepared before it was wanted
 	given     bool      // it is not wanted any more: stopped as soon as its step has ended
-	slot      bool      // it holds one of Autoscaler.slots
+
+	slot *time.Timer // ends its hold of one of Autoscaler.slots; nil when it holds none
 
 	cancel context.CancelFunc // ends the step in progress; nil between steps
 	leave  chan struct{}      // closed when it stops being ready; made when it becomes so

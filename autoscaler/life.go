@@ -11,10 +11,6 @@ import (
 	"github.com/berth-run/berth/engine"
 )
 
-// slotTime is how long a start holds its slot at most. Starting takes CPU at first and patience later; revisions
-// that never listen must not keep the others from starting.
-const slotTime = 5 * time.Second
-
 // ReasonCrashed is the reason of an [engine.StartError] about instances that were ready and then ended by
 // themselves, again and again.
 const ReasonCrashed = "Crashed"
@@ -145,10 +141,6 @@ func (a *Autoscaler) start(ctx context.Context, f *fleet, m *member) {
 	instance := m.instance
 	var err error
 	a.step(func() {
-		patience := time.AfterFunc(slotTime, func() {
-			a.mail.post(func(context.Context) { a.freeSlot(m) })
-		})
-		defer patience.Stop()
 		err = instance.Start(ctx)
 	}, func(ctx context.Context) {
 		a.started(ctx, f, m, err)

@@ -1,6 +1,9 @@
 package autoscaler
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // urgency is why a fleet should start an instance. Those with the smaller number go first.
 type urgency int8
@@ -63,15 +66,22 @@ func (a *Autoscaler) startQueued(ctx context.Context) {
 	}
 }
 
+// slotTime is how long a start holds its slot at most. Starting takes CPU at first and patience later; revisions
+// that never listen must not keep the others from starting.
+const slotTime = 5 * time.Second
+
 func (a *Autoscaler) takeSlot(m *member) {
-	m.slot = true
 	a.slots--
+	m.slot = time.AfterFunc(slotTime, func() {
+		a.mail.post(func(context.Context) { a.freeSlot(m) })
+	})
 }
 
 // freeSlot gives a member's slot to the next, once.
 func (a *Autoscaler) freeSlot(m *member) {
-	if m.slot {
-		m.slot = false
+	if m.slot != nil {
+		m.slot.Stop()
+		m.slot = nil
 		a.slots++
 	}
 }

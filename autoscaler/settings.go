@@ -42,12 +42,46 @@ func DefaultSettings() Settings {
 	}
 }
 
+// Validate tells, by the names of their flags, which settings cannot be used and what they may be. Windows may be
+// shorter than an annotation may make them: that is for trying things out.
+func (s Settings) Validate() error {
+	var errs []error
+	check := func(name string, ok bool, value any, want string) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s is %v: give %s", name, value, want))
+		}
+	}
+	check("stable-window", s.StableWindow > 0, s.StableWindow, "a time above 0")
+	check("panic-window-percent", s.PanicWindowPercent > 0 && s.PanicWindowPercent <= 100, s.PanicWindowPercent, "a number above 0, up to 100")
+	check("panic-threshold-percent", s.PanicThresholdPercent > 100, s.PanicThresholdPercent, "a number above 100")
+	check("tick", s.Tick > 0, s.Tick, "a time above 0")
+	check("max-scale-up-rate", s.MaxScaleUpRate > 1, s.MaxScaleUpRate, "a number above 1")
+	check("max-scale-down-rate", s.MaxScaleDownRate > 1, s.MaxScaleDownRate, "a number above 1")
+	check("target", s.Target >= autoscaling.TargetMin, s.Target, fmt.Sprintf("a number from %g up", autoscaling.TargetMin))
+	check("target-utilization", s.TargetUtilization > 0 && s.TargetUtilization <= 1, s.TargetUtilization, "a number above 0, up to 1")
+	check("rps-target", s.RPSTarget >= autoscaling.TargetMin, s.RPSTarget, fmt.Sprintf("a number from %g up", autoscaling.TargetMin))
+	check("scale-to-zero-grace", s.ScaleToZeroGrace >= 0, s.ScaleToZeroGrace, "a time from 0 up")
+	check("scale-to-zero-retention", s.ScaleToZeroRetention >= 0, s.ScaleToZeroRetention, "a time from 0 up")
+	check("initial-scale", s.InitialScale >= 0, s.InitialScale, "a number from 0 up")
+	check("min-instances", s.MinScale >= 0, s.MinScale, "a number from 0 up")
+	check("max-instances", s.MaxScale >= 0, s.MaxScale, "a number from 0 (unlimited) up")
+	check("min-instances", s.MaxScale <= 0 || s.MinScale <= s.MaxScale, s.MinScale, fmt.Sprintf("no more than max-instances, which is %d", s.MaxScale))
+	check("stop-grace", s.StopGrace >= 0, s.StopGrace, "a time from 0 up")
+	check("drain-timeout", s.DrainTimeout >= 0, s.DrainTimeout, "a time from 0 up")
+	check("prepared", s.Prepared >= 0, s.Prepared, "a number from 0 (none) up")
+	check("starts-at-once", s.StartsAtOnce >= 1, s.StartsAtOnce, "a number from 1 up")
+	return errors.Join(errs...)
+}
+
 // Scale applies a revision's annotations and its containerConcurrency to the settings, by Knative's rules:
 // the target never exceeds containerConcurrency, and windows and percentages keep within Knative's bounds.
 // The error names every annotation that cannot be used, what it holds and what it may hold.
 func (s Settings) Scale(annotations map[string]string, containerConcurrency int64) (Scale, error) {
 	if containerConcurrency < 0 {
 		return Scale{}, fmt.Errorf("containerConcurrency is %d: give a number from 0 (unlimited) up", containerConcurrency)
+	}
+	if err := s.Validate(); err != nil {
+		return Scale{}, err
 	}
 	r := annotationReader{annotations: annotations}
 	scale := Scale{
@@ -67,6 +101,7 @@ func (s Settings) Scale(annotations map[string]string, containerConcurrency int6
 	percent := r.float(autoscaling.PanicWindowPercentageAnnotation, s.PanicWindowPercent, autoscaling.PanicWindowPercentageMin, autoscaling.PanicWindowPercentageMax)
 	// Load is read once in a tick, but waking requests cause readings between: a second is the finest that means something.
 	scale.PanicWindow = max(time.Second, time.Duration(float64(scale.StableWindow)*percent/100))
+	scale.PanicWindow = min(scale.PanicWindow, scale.StableWindow)
 	scale.TotalTarget, scale.Target = r.targets(s, scale.Metric, containerConcurrency)
 	r.bounds(&scale)
 	if err := errors.Join(r.errs...); err != nil {

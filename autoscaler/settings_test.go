@@ -121,3 +121,24 @@ func TestScale_RefusesWhatItCannotUse(t *testing.T) {
 		t.Errorf("containerConcurrency -1: %v", err)
 	}
 }
+
+func TestSettings_ValidateNamesWhatIsWrong(t *testing.T) {
+	if err := DefaultSettings().Validate(); err != nil {
+		t.Errorf("the defaults are not valid: %v", err)
+	}
+	s := DefaultSettings()
+	s.MaxScaleDownRate, s.StartsAtOnce, s.MinScale = 0, 0, 200
+	err := s.Validate()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	want := "max-scale-down-rate is 0: give a number above 1\n" +
+		"min-instances is 200: give no more than max-instances, which is 100\n" +
+		"starts-at-once is 0: give a number from 1 up"
+	if diff := cmp.Diff(want, err.Error()); diff != "" {
+		t.Errorf("error (-want +got):\n%s", diff)
+	}
+	if _, err := s.Scale(nil, 0); err == nil {
+		t.Error("Scale took settings that are not valid")
+	}
+}
