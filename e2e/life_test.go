@@ -57,7 +57,7 @@ func TestService_UpdateRollbackSplitAndTag(t *testing.T) {
 			t.Fatalf("answer %d %q", a.status, a.body)
 		}
 		for _, c := range []string{"blue", "green"} {
-			if strings.Contains(a.body, "COLOR="+c) {
+			if strings.Contains(a.body, `"COLOR":"`+c) {
 				return c
 			}
 		}
@@ -129,7 +129,7 @@ func TestNamespaces_KeepServicesApart(t *testing.T) {
 		urls[namespace] = p.deploy(s).Status.URL.String()
 	}
 	for namespace, url := range urls {
-		if a := p.get(url); a.status != 200 || !strings.Contains(a.body, "WHERE="+namespace) {
+		if a := p.get(url); a.status != 200 || !strings.Contains(a.body, `"WHERE":"`+namespace) {
 			t.Fatalf("%s: %d %q", url, a.status, a.body)
 		}
 	}

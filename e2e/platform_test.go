@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -281,15 +280,17 @@ func (p *platform) awaitZero(service string) {
 	})
 }
 
+// images builds each test program once for all tests of the package.
+var images testimage.Builder
+
 // program builds one of the test programs into an image and pushes it to a registry of the test's own.
 func program(t *testing.T, name string) string {
 	t.Helper()
-	dir := filepath.Join("..", "internal", "testimage", "programs", name)
+	registry := testimage.Serve(t, testimage.Options{})
 	if name == "hello" {
-		dir = filepath.Join("..", "examples", "hello")
+		return registry.Push(t, images.Go(t, "examples/hello"), "hello:latest")
 	}
-	registry := testimage.NewRegistry(t, testimage.RegistryOptions{})
-	return registry.Push(t, testimage.Go(t, dir), name+":latest")
+	return registry.Push(t, images.Program(t, name), name+":latest")
 }
 
 // errorUnless is nil when ok, for await.
