@@ -108,9 +108,9 @@ func addGatewayAddress(gateway netip.Addr, links string) error {
 }
 
 func deleteGatewayAddress(links string) error {
-	addresses, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addresses, err := listAddresses()
 	if err != nil {
-		return fmt.Errorf("listing the machine's addresses: %w", err)
+		return err
 	}
 	for _, address := range addresses {
 		if address.Label != addressLabel(links) {
@@ -155,13 +155,13 @@ func advance(a netip.Addr, by uint32) netip.Addr {
 
 // usedPrefixes lists the networks that the machine has addresses in or routes to.
 func usedPrefixes() ([]netip.Prefix, error) {
-	addresses, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addresses, err := listAddresses()
 	if err != nil {
-		return nil, fmt.Errorf("listing the machine's addresses: %w", err)
+		return nil, err
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := listRoutes()
 	if err != nil {
-		return nil, fmt.Errorf("listing the machine's routes: %w", err)
+		return nil, err
 	}
 	var used []netip.Prefix
 	add := func(n *net.IPNet) {
@@ -187,9 +187,9 @@ func usedPrefixes() ([]netip.Prefix, error) {
 func deleteLinks(links string) error {
 	const patience = 10 * time.Second
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		all, err := netlink.LinkList()
+		all, err := listLinks()
 		if err != nil {
-			return fmt.Errorf("listing the machine's interfaces: %w", err)
+			return err
 		}
 		all = slices.DeleteFunc(all, func(l netlink.Link) bool { return !strings.HasPrefix(l.Attrs().Name, links) })
 		if len(all) == 0 {
@@ -202,6 +202,43 @@ func deleteLinks(links string) error {
 			}
 		}
 	}
+}
+
+// list lists things of the kernel, again when they changed meanwhile.
+func list[T any](what func() ([]T, error)) ([]T, error) {
+	const tries = 20
+	var all []T
+	var err error
+	for range tries {
+		if all, err = what(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
+func listAddresses() ([]netlink.Addr, error) {
+	all, err := list(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
+	if err != nil {
+		return nil, fmt.Errorf("listing the machine's addresses: %w", err)
+	}
+	return all, nil
+}
+
+func listRoutes() ([]netlink.Route, error) {
+	all, err := list(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
+	if err != nil {
+		return nil, fmt.Errorf("listing the machine's routes: %w", err)
+	}
+	return all, nil
+}
+
+func listLinks() ([]netlink.Link, error) {
+	all, err := list(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("listing the machine's interfaces: %w", err)
+	}
+	return all, nil
 }
 
 // take returns a link for a new instance.

@@ -1,0 +1,257 @@
+package node
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/berth-run/berth/engine/enginetest"
+)
+
+// traces lists what an engine on dir has left on the machine.
+func traces(t *testing.T, dir string) []string {
+	t.Helper()
+	var found []string
+	mark := mark(filepath.Join(dir, "node"))
+	links, err := listLinks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Name, "bt"+mark) {
+			found = append(found, "interface "+l.Attrs().Name)
+		}
+	}
+	addresses, err := listAddresses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addresses {
+		if a.Label == addressLabel("bt"+mark) {
+			found = append(found, "address "+a.String())
+		}
+	}
+	routes, err := listRoutes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range routes {
+		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil && strings.HasPrefix(l.Attrs().Name, "bt"+mark) {
+			found = append(found, "route "+r.String())
+		}
+	}
+	groups, err := filepath.Glob("/sys/fs/cgroup/*/berth-" + mark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, group := range groups {
+		found = append(found, "cgroup "+group)
+	}
+	tables, err := exec.Command("nft", "list", "tables").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(tables), "berth_"+mark) {
+		found = append(found, "packet rules")
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(mounts), dir) {
+		found = append(found, "mounts")
+	}
+	programs, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range programs {
+		if text, err := os.ReadFile(path); err == nil && strings.Contains(string(text), "/berth-"+mark+"/") {
+			found = append(found, "process "+path)
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "node", "run", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(found, files...)
+}
+
+func TestClose_LeavesNothingBehind(t *testing.T) {
+	dir := t.TempDir()
+	e := openEngine(t, dir)
+	s := enginetest.New(t, e)
+	s.Start(t, nil, "stubborn")
+	s.Prepare(t, nil, "serve")
+	if len(traces(t, dir)) == 0 {
+		t.Fatal("a running engine leaves no traces: the test does not look where they are")
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if left := traces(t, dir); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+func TestStop_LeavesNothingOfTheInstance(t *testing.T) {
+	e := openEngine(t, t.TempDir())
+	s := enginetest.New(t, e)
+	spec := s.Spec(t, nil, "serve")
+	cycle := func() {
+		i, err := e.Prepare(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := i.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		i.Stop(0)
+	}
+	cycle()
+	files := openFiles(t)
+	var mounts string
+	count := func() int {
+		err := e.namespace.do(func() error {
+			text, err := os.ReadFile("/proc/thread-self/mountinfo")
+			mounts = string(text)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(mounts, "\n")
+	}
+	mounted := count()
+	for range 10 {
+		cycle()
+	}
+	if now := count(); now != mounted {
+		t.Errorf("%d mounts, were %d:\n%s", now, mounted, mounts)
+	}
+	// Links are made ahead in the background, each of which is an open file.
+	if now := openFiles(t); now > files+spareLinks {
+		t.Errorf("%d open files, were %d", now, files)
+	}
+	for _, directory := range e.cgroups.directories() {
+		entries, err := os.ReadDir(directory)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, entry := range entries {
+			if entry.IsDir() {
+				t.Errorf("cgroup %s/%s is left", directory, entry.Name())
+			}
+		}
+	}
+	if len(e.instances) != 0 {
+		t.Errorf("%d instances are remembered", len(e.instances))
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+func TestOpen_RefusesADirectoryInUse(t *testing.T) {
+	dir := t.TempDir()
+	e := openEngine(t, dir)
+	_, err := Open(Config{Dir: filepath.Join(dir, "node"), Images: e.images, Network: e.network.prefix})
+	if err == nil || !strings.Contains(err.Error(), "another server uses") {
+		t.Errorf("got %v", err)
+	}
+	s := enginetest.New(t, e)
+	enginetest.Get(t, s.Start(t, nil, "serve"), "/") // the first is unharmed
+}
+
+// crashDir tells the re-executed test binary to be a server that will be killed.
+const crashDir = "BERTH_TEST_CRASH_DIR"
+
+// TestCrashingServer is not a test but the server that TestOpen_CleansUpAfterAServerThatWasKilled kills.
+func TestCrashingServer(t *testing.T) {
+	dir := os.Getenv(crashDir)
+	if dir == "" {
+		t.Skip("runs as a process of another test only")
+	}
+	e := openEngine(t, dir)
+	s := enginetest.New(t, e)
+	s.Start(t, nil, "stubborn")
+	s.Start(t, nil, "serve")
+	s.Prepare(t, nil, "serve")
+	spec := s.Spec(t, nil, "serve")
+	fmt.Println("ready")
+	var group sync.WaitGroup
+	for range 2 { // so that the kill meets every moment of an instance's life
+		group.Go(func() {
+			for {
+				i, err := e.Prepare(t.Context(), spec)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := i.Start(t.Context()); err != nil {
+					t.Error(err)
+				}
+				i.Stop(0)
+			}
+		})
+	}
+	group.Wait()
+}
+
+func TestOpen_CleansUpAfterAServerThatWasKilled(t *testing.T) {
+	for range 3 {
+		dir := t.TempDir()
+		server := exec.Command(os.Args[0], "-test.run=^TestCrashingServer$", "-test.v")
+		server.Env = append(server.Environ(), crashDir+"="+dir)
+		output, err := server.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := server.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var said []string
+		lines := bufio.NewScanner(output)
+		for lines.Scan() {
+			said = append(said, lines.Text())
+			if lines.Text() == "ready" {
+				break
+			}
+		}
+		if !slices.Contains(said, "ready") {
+			t.Fatalf("the server did not get ready:\n%s", strings.Join(said, "\n"))
+		}
+		if err := server.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, output)
+		_ = server.Wait() // it was killed: an error is right
+		if len(traces(t, dir)) == 0 {
+			t.Error("a killed server leaves no traces: the test does not look where they are")
+		}
+		e := openEngine(t, dir)
+		s := enginetest.New(t, e)
+		enginetest.Get(t, s.Start(t, nil, "serve"), "/")
+		if err := e.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if left := traces(t, dir); len(left) > 0 {
+			t.Errorf("left behind: %q", left)
+		}
+	}
+}
