@@ -54,16 +54,16 @@ func TestAutoscaler_BurstFromZeroStartsWhatItNeedsAndNoMore(t *testing.T) {
 
 func TestAutoscaler_PreparedInstanceIsUsedFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e := &fakeEngine{prepare: time.Minute, start: 10 * time.Millisecond}
+		e := &fakeEngine{prepare: 3 * time.Second, start: 10 * time.Millisecond}
 		a := running(t, e, DefaultSettings())
 		r, pool := revision(t, a, "r", 2)
 		a.Apply(r)
 		pool.set(1)
-		after(90 * time.Second)
+		after(4 * time.Second)
 		if s := status(t, a, r); s.Ready != 1 || s.Prepared != 0 {
 			t.Fatalf("after the first start: %+v", s)
 		}
-		after(time.Minute) // long enough to prepare another
+		after(3 * time.Second) // long enough to prepare another
 		if s := status(t, a, r); s.Prepared != 1 {
 			t.Fatalf("no instance was prepared ahead: %+v", s)
 		}
@@ -247,6 +247,54 @@ func TestAutoscaler_MissingImageIsPulled(t *testing.T) {
 		after(time.Second)
 		if s := status(t, a, r); s.Ready != 1 || e.pulls != 1 {
 			t.Errorf("after %d pulls: %+v", e.pulls, s)
+		}
+	})
+}
+
+func TestAutoscaler_MissingImageIsPulledForRequestsOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &fakeEngine{prepare: time.Second}
+		e.prepareErr = func(engine.Spec) error {
+			if e.pulls == 0 {
+				return &engine.StartError{Reason: engine.ReasonImageNotPulled}
+			}
+			return nil
+		}
+		a := running(t, e, DefaultSettings())
+		r, pool := revision(t, a, "r", 1)
+		a.Apply(r)
+		after(500 * time.Millisecond) // an instance is being prepared ahead
+		if e.pulls != 0 {
+			t.Errorf("pulled %d times though nothing was asked of the revision", e.pulls)
+		}
+		pool.set(1)
+		after(4 * time.Second)
+		if s := status(t, a, r); s.Ready != 1 || s.Failure != nil || len(pool.failed()) > 0 {
+			t.Errorf("after a request: %+v, requests were told %v", s, pool.failed())
+		}
+	})
+}
+
+func TestAutoscaler_RevisionThatWasReadyBeforeTheServerBeganIsPreparedToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		settings := DefaultSettings()
+		settings.Prepared = 1
+		a := running(t, &fakeEngine{}, settings)
+		idle, _ := revision(t, a, "idle", 1)
+		a.Apply(idle)
+		deployed, _ := revision(t, a, "deployed", 1)
+		deployed.Prove = true
+		after(time.Second)
+		if s := status(t, a, idle); s.Prepared != 1 {
+			t.Errorf("nothing was prepared for a revision that has been ready: %+v", s)
+		}
+		a.Apply(deployed)
+		after(time.Second)
+		if s := status(t, a, deployed); s.Prepared != 1 {
+			t.Errorf("nothing was prepared for a revision that was deployed now: %+v", s)
+		}
+		if s := status(t, a, idle); s.Prepared != 0 {
+			t.Errorf("more was prepared than the bound: %+v", s)
 		}
 	})
 }

@@ -83,24 +83,29 @@ func (a *Autoscaler) prepare(ctx context.Context, f *fleet, m *member) {
 	ctx, m.cancel = context.WithCancel(ctx)
 	var instance engine.Instance
 	var err error
+	spec, ahead := f.revision.Spec, !m.claimed
+	m.spare = ahead
 	a.step(func() {
-		instance, err = a.prepareOne(ctx, f.revision.Spec)
+		instance, err = a.engine.Prepare(ctx, spec)
+		if !ahead && isMissingImage(err) { // nothing is fetched only to have something ready
+			instance, err = a.fetchAndPrepare(ctx, spec)
+		}
 	}, func(ctx context.Context) {
 		a.prepared(ctx, f, m, instance, err)
 	})
 }
 
-// prepareOne prepares an instance, and fetches its image first when it has gone from the machine.
-func (a *Autoscaler) prepareOne(ctx context.Context, spec engine.Spec) (engine.Instance, error) {
-	instance, err := a.engine.Prepare(ctx, spec)
+func isMissingImage(err error) bool {
 	var failure *engine.StartError
-	if errors.As(err, &failure) && failure.Reason == engine.ReasonImageNotPulled {
-		if err := a.engine.Pull(ctx, spec, func(engine.Progress) {}); err != nil {
-			return nil, fmt.Errorf("pulling image %q: %w", spec.Container.Image, err)
-		}
-		return a.engine.Prepare(ctx, spec)
+	return errors.As(err, &failure) && failure.Reason == engine.ReasonImageNotPulled
+}
+
+// fetchAndPrepare prepares an instance whose image has gone from the machine.
+func (a *Autoscaler) fetchAndPrepare(ctx context.Context, spec engine.Spec) (engine.Instance, error) {
+	if err := a.engine.Pull(ctx, spec, func(engine.Progress) {}); err != nil {
+		return nil, fmt.Errorf("pulling image %q: %w", spec.Container.Image, err)
 	}
-	return instance, err
+	return a.engine.Prepare(ctx, spec)
 }
 
 func (a *Autoscaler) prepared(ctx context.Context, f *fleet, m *member, instance engine.Instance, err error) {
@@ -117,6 +122,8 @@ func (a *Autoscaler) prepared(ctx context.Context, f *fleet, m *member, instance
 		a.part(f, m)
 		switch {
 		case m.given || ctx.Err() != nil || errors.Is(err, context.Canceled):
+		case m.claimed && m.spare && isMissingImage(err):
+			a.look(ctx, f)
 		case m.claimed:
 			a.startFailed(ctx, f, m, err)
 		default:
@@ -130,7 +137,6 @@ func (a *Autoscaler) prepared(ctx context.Context, f *fleet, m *member, instance
 		a.start(ctx, f, m)
 	default:
 		a.enter(f, m, engine.Prepared)
-		m.spare = true
 		a.spares[f] = m
 	}
 }

@@ -99,12 +99,15 @@ func (a *Autoscaler) starting() bool {
 	return false
 }
 
-// rank gives a fleet its place among those that may have a prepared instance, or takes it away.
+// rank gives a fleet its place among those that may have a prepared instance, or takes it away. One that is not
+// to be proved any more was proven before this server began: it comes after those that were used.
 func (a *Autoscaler) rank(f *fleet) {
-	may := f.proven && f.revision.Reachable && !f.removed
+	may := f.revision.Reachable && !f.removed && (f.proven || f.declared && !f.revision.Prove)
 	switch {
-	case may && f.recent == nil:
+	case may && f.recent == nil && f.proven:
 		f.recent = a.recent.PushFront(f)
+	case may && f.recent == nil:
+		f.recent = a.recent.PushBack(f)
 	case !may && f.recent != nil:
 		a.recent.Remove(f.recent)
 		f.recent = nil
@@ -132,7 +135,7 @@ func (a *Autoscaler) refill(ctx context.Context) {
 	for e := a.recent.Front(); e != nil && len(entitled) < a.settings.Prepared; e = e.Next() {
 		f := e.Value.(*fleet)
 		entitled[f] = true
-		if next == nil && a.spares[f] == nil && !f.unspared {
+		if next == nil && a.spares[f] == nil && !f.unspared && f.failure == nil {
 			next = f
 		}
 	}
