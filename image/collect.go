@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -66,7 +67,7 @@ func (s *Store) drop(keep map[string]bool, before time.Time) (doomed []string, f
 			removeErr = os.Remove(dir + ".json")
 		}
 		if removeErr == nil || errors.Is(removeErr, fs.ErrNotExist) {
-			removeErr = os.Rename(dir, away)
+			removeErr = os.Rename(dir, filepath.Join(away, "layer"))
 		}
 		if removeErr != nil && !errors.Is(removeErr, fs.ErrNotExist) {
 			err = errors.Join(err, removeErr)

@@ -18,7 +18,7 @@ import (
 // Settings of a pull.
 const (
 	layerAttempts  = 3                      // how often a layer is downloaded when the connection breaks
-	retryPause     = 500 * time.Millisecond // before the second attempt; doubled before each further one
+	firstPause     = 500 * time.Millisecond // before the second attempt; doubled before each further one
 	reportInterval = 100 * time.Millisecond // how often progress is reported, at most
 )
 
@@ -214,7 +214,7 @@ func (p *pull) fetch(ctx context.Context, f *flight, diffID string, d v1.Descrip
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	pause := retryPause
+	pause := s.pause
 	for attempt := 1; ; attempt++ {
 		f.read.Store(0)
 		l, again, err := p.unpackLayer(ctx, f, diffID, d)

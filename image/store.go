@@ -43,6 +43,7 @@ type Store struct {
 	logger  *slog.Logger
 	lock    *os.File
 	slots   chan struct{} // bounds the layers that are unpacked at the same time
+	pause   time.Duration // before a layer is downloaded a second time
 	pushes  registry
 
 	mu      sync.RWMutex
@@ -92,6 +93,7 @@ func Open(dir string, options Options) (*Store, error) {
 		options: options,
 		logger:  options.Logger,
 		slots:   make(chan struct{}, parallelLayers),
+		pause:   firstPause,
 		images:  map[string]*entry{},
 		layers:  map[string]*layer{},
 		flights: map[string]*flight{},

@@ -118,6 +118,7 @@ func (u *unpacker) entry(header *tar.Header, content io.Reader) error {
 	}
 	u.files++
 	u.bytes += header.Size
+	// One entry implies at most as many directories as fit in a path, so counting those of earlier ones will do.
 	if u.files+len(u.tree.implied) > u.limits.Files {
 		return fmt.Errorf("the layer has more than %d files, the server allows no more", u.limits.Files)
 	}
