@@ -249,6 +249,10 @@ const compactFrom = 4 << 20
 
 // compactFile rewrites a file of which more than half is free.
 func compactFile(path string) error {
+	making := path + ".compact"
+	if err := os.Remove(making); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	info, err := os.Stat(path)
 	if err != nil || info.Size() < compactFrom {
 		return err
@@ -261,10 +265,6 @@ func compactFile(path string) error {
 	free := int64(from.Stats().FreePageN) * int64(from.Info().PageSize)
 	if free < info.Size()/2 {
 		return nil
-	}
-	making := path + ".compact"
-	if err := os.Remove(making); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
 	}
 	to, err := openBolt(making, false)
 	if err != nil {
