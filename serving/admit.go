@@ -2,7 +2,9 @@ package serving
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -77,6 +79,9 @@ func Admit(ctx context.Context, s Settings, change Change) (warnings []string, e
 	var refused *apis.FieldError
 	if !change.Status {
 		object.SetDefaults(ctx)
+		if err := asStored(kind, change.New); err != nil {
+			return nil, err
+		}
 		refused, warnings = unsupported(change.New)
 	}
 	result := object.Validate(ctx)
@@ -90,6 +95,21 @@ func Admit(ctx context.Context, s Settings, change Change) (warnings []string, e
 		return warnings, validationFailed(kind, change.New, result)
 	}
 	return warnings, nil
+}
+
+// asStored brings an object into the form it has after it was written and read again, where an empty map is none:
+// defaulting makes such maps, and a revision's template must compare equal to the stored one.
+func asStored(kind Kind, o Object) error {
+	encoded, err := json.Marshal(o)
+	if err != nil {
+		return fmt.Errorf("encoding %s %q: %w", kind.Singular, o.GetName(), err)
+	}
+	stored := kind.New()
+	if err := json.Unmarshal(encoded, stored); err != nil {
+		return fmt.Errorf("decoding %s %q: %w", kind.Singular, o.GetName(), err)
+	}
+	reflect.ValueOf(o).Elem().Set(reflect.ValueOf(stored).Elem())
+	return nil
 }
 
 // admissible is what Knative's objects can do.

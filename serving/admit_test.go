@@ -144,6 +144,24 @@ func TestAdmit_RefusesAChangedTemplateUnderTheSameRevisionName(t *testing.T) {
 	}
 }
 
+func TestAdmit_TakesANamedTemplateThatDidNotChange(t *testing.T) {
+	first := service(t, "")
+	first.Spec.Template.Name = "hello-one"
+	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: first}); err != nil {
+		t.Fatal(err)
+	}
+	first.ResourceVersion = "1"
+	text, err := yaml.Marshal(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := read[serving.Service](t, string(text)) // as a client writes back what it was given
+	again.Spec.Traffic = []serving.TrafficTarget{{RevisionName: "hello-one", Percent: new(int64(100))}}
+	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: again, Old: first}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAdmit_NotesWhoChangedTheSpecAndKeepsWhoMadeIt(t *testing.T) {
 	old := service(t, "")
 	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: old, User: "ann"}); err != nil {
