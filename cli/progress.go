@@ -13,6 +13,7 @@ type progress struct {
 	out   io.Writer
 	width int    // of the terminal; 0 is none
 	step  string // the step last shown
+	text  string // what the terminal's line was made from
 	drawn bool   // the terminal's line is not empty
 }
 
@@ -37,7 +38,10 @@ func (s *progress) show(step, text string) {
 		s.step = step
 		return
 	}
-	s.step = step
+	if text == s.text && s.drawn {
+		return
+	}
+	s.step, s.text = step, text
 	if runes := []rune(text); len(runes) >= s.width {
 		text = string(runes[:s.width-1])
 	}

@@ -88,8 +88,7 @@ func (p *program) serve(ctx context.Context, config server.Config) error {
 	}
 	config.Ready = func(addresses server.Addresses) {
 		if !terminal(p.stdout) {
-			config.Logger.Info("ready", "api", addresses.API, "gateway", addresses.Gateway,
-				"kubeconfig", addresses.Kubeconfig, "token", addresses.Token)
+			config.Logger.Info("clients may connect", "kubeconfig", addresses.Kubeconfig, "token", addresses.Token)
 			return
 		}
 		fmt.Fprintf(p.stdout, "Berth is running.\n")

@@ -22,6 +22,9 @@ const (
 	annotationUserImage = "client.knative.dev/user-image"
 )
 
+// leastMemory is less than anything needs: below it a unit was forgotten.
+const leastMemory = 1 << 20
+
 // change is what the flags of a deploy say about a service. Nil fields, and nil lists, leave things as they are.
 type change struct {
 	image            *string
@@ -182,6 +185,9 @@ func (ch *change) applyLimits(template *serving.RevisionTemplateSpec, container 
 		quantity, err := resource.ParseQuantity(limit.value)
 		if err != nil || quantity.Sign() <= 0 {
 			return usagef("--%s %q is not an amount: give one such as %s", limit.flag, limit.value, limit.example)
+		}
+		if limit.flag == "memory" && quantity.Value() < leastMemory {
+			return usagef("--memory %q is %d bytes, which nothing runs in: give it a unit, as in 512Mi", limit.value, quantity.Value())
 		}
 		if container.Resources.Limits == nil {
 			container.Resources.Limits = serving.ResourceList{}

@@ -95,6 +95,7 @@ func TestChange_RefusesWhatMakesNoSense(t *testing.T) {
 		{change{port: text("http")}, `--port "http" is not a port`},
 		{change{port: text("70000")}, `--port "70000"`},
 		{change{cpu: "lots"}, `--cpu "lots" is not an amount`},
+		{change{memory: "512"}, `--memory "512" is 512 bytes`},
 		{change{memory: "-1Gi"}, `--memory "-1Gi"`},
 		{change{concurrency: text("-1")}, `--concurrency "-1"`},
 		{change{timeout: text("1.5")}, `--timeout "1.5" is not a time in whole seconds`},

@@ -23,7 +23,10 @@ func (p *program) awaitReady(ctx context.Context, berth *client.Client, service 
 	defer watches.Wait()
 	defer stop()
 
-	state := deployment{service: service, revisions: map[string]*serving.Revision{}, generation: service.Generation}
+	state := deployment{
+		service: service, revisions: map[string]*serving.Revision{},
+		generation: service.Generation, before: service.Status.LatestCreatedRevisionName,
+	}
 	follow(watching, &watches, changes, berth.Services(service.Namespace).Watch(watching, client.Selector{Name: service.Name}),
 		func(event client.Event[*serving.Service]) error {
 			if event.Type == client.Deleted {
@@ -90,7 +93,8 @@ func follow[T serving.Object](ctx context.Context, watches *sync.WaitGroup, chan
 type deployment struct {
 	service    *serving.Service
 	revisions  map[string]*serving.Revision
-	generation int64 // of the service that was written
+	generation int64  // of the service that was written
+	before     string // the revision that was the latest then
 }
 
 // stage is where a deploy is.
@@ -116,12 +120,12 @@ func (d *deployment) judge() stage {
 		return stage{failure: d.failure(ready, revision)}
 	case revision == nil:
 		return stage{step: "creating", text: fmt.Sprintf("Service %s: creating a revision", name)}
-	}
-	if revision.Status.GetCondition(serving.RevisionReady).IsTrue() {
-		if d.service.Status.GetCondition(serving.ServiceConfigurationsReady).IsTrue() {
-			return d.routing(name)
-		}
-		return stage{step: "creating", text: fmt.Sprintf("Service %s: creating a revision", name)} // this one is the last deploy's
+	case d.service.Status.GetCondition(serving.ServiceConfigurationsReady).IsTrue():
+		return d.routing(name)
+	case revision.Name == d.before: // what it says is about the last deploy
+		return stage{step: "creating", text: fmt.Sprintf("Service %s: creating a revision", name)}
+	case revision.Status.GetCondition(serving.RevisionReady).IsTrue():
+		return stage{step: revision.Name + " ready", text: fmt.Sprintf("Revision %s: ready", revision.Name)}
 	}
 	for _, kind := range []apis.ConditionType{serving.RevisionResourcesAvailable, serving.RevisionContainerHealthy} {
 		condition := revision.Status.GetCondition(kind)
