@@ -29,12 +29,12 @@ const secretToken = "s3cret-token"
 // server is an API on a real socket over a real store.
 type server struct {
 	*httptest.Server
-	t     *testing.T
+	t     testing.TB
 	store store.Store
 	stop  context.CancelFunc // ends what goes on: watches, followed logs
 }
 
-func newServer(t *testing.T, options ...func(*api.Config)) *server {
+func newServer(t testing.TB, options ...func(*api.Config)) *server {
 	t.Helper()
 	s := prepare(t, options...)
 	s.Start()
@@ -42,7 +42,7 @@ func newServer(t *testing.T, options ...func(*api.Config)) *server {
 }
 
 // newTLSServer is a server over TLS and HTTP/2: kubectl sends no token in clear.
-func newTLSServer(t *testing.T) *server {
+func newTLSServer(t testing.TB) *server {
 	t.Helper()
 	s := prepare(t)
 	s.EnableHTTP2 = true
@@ -50,7 +50,7 @@ func newTLSServer(t *testing.T) *server {
 	return s
 }
 
-func prepare(t *testing.T, options ...func(*api.Config)) *server {
+func prepare(t testing.TB, options ...func(*api.Config)) *server {
 	t.Helper()
 	objects, err := bolt.Open(filepath.Join(t.TempDir(), "objects"), bolt.Options{})
 	if err != nil {
@@ -144,7 +144,7 @@ func (s *server) open(method, path, body string, fields ...string) *http.Respons
 }
 
 // want fails unless the answer has a code.
-func (a answer) want(t *testing.T, code int) answer {
+func (a answer) want(t testing.TB, code int) answer {
 	t.Helper()
 	if a.code != code {
 		t.Fatalf("code %d, want %d: %s", a.code, code, a.body)
@@ -153,7 +153,7 @@ func (a answer) want(t *testing.T, code int) answer {
 }
 
 // refused fails unless the answer is a Status with a code and a reason and all parts in its message.
-func (a answer) refused(t *testing.T, code int, reason v1.StatusReason, parts ...string) v1.Status {
+func (a answer) refused(t testing.TB, code int, reason v1.StatusReason, parts ...string) v1.Status {
 	t.Helper()
 	a.want(t, code)
 	status := decoded[v1.Status](t, a)
@@ -168,7 +168,7 @@ func (a answer) refused(t *testing.T, code int, reason v1.StatusReason, parts ..
 	return status
 }
 
-func decoded[T any](t *testing.T, a answer) (v T) {
+func decoded[T any](t testing.TB, a answer) (v T) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(a.body), &v); err != nil {
 		t.Fatalf("%v: %s", err, a.body)
@@ -194,7 +194,7 @@ func (s *server) created(path, body string) answer {
 
 // stream reads the events of a watch.
 type stream struct {
-	t       *testing.T
+	t       testing.TB
 	scanner *bufio.Scanner
 }
 

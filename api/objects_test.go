@@ -163,6 +163,9 @@ func TestPatch_TakesMergeAndJSONPatches(t *testing.T) {
 	}
 	patch("application/json-patch+json", `[{"op":"test","path":"/metadata/name","value":"no"}]`).refused(t, 422, v1.StatusReasonInvalid, "applying the patch")
 	patch("application/json-patch+json", `{}`).refused(t, 400, v1.StatusReasonBadRequest, "reading the JSON patch")
+	patch("application/json-patch+json", `[{"op":"test","path":""}]`).refused(t, 400, v1.StatusReasonBadRequest, `operation 0: its path must begin with "/"`)
+	patch("application/json-patch+json", `[{"op":"add","path":"/metadata"}]`).refused(t, 400, v1.StatusReasonBadRequest, "missing value")
+	patch("application/json-patch+json", `[{"op":"swap","path":"/metadata"}]`).refused(t, 400, v1.StatusReasonBadRequest, `"swap"`)
 	patch("application/merge-patch+json", `[]`).refused(t, 400, v1.StatusReasonBadRequest, "not a JSON object")
 	patch("application/merge-patch+json", `{"spec":{"templat":{}}}`).refused(t, 400, v1.StatusReasonBadRequest, `unknown field "spec.templat"`)
 	patch("application/merge-patch+json", `{"metadata":{"name":"x"}}`).refused(t, 400, v1.StatusReasonBadRequest, "does not match the name")

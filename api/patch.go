@@ -90,6 +90,11 @@ func readPatch(data []byte, format string) (apply func([]byte) ([]byte, error), 
 			return nil, failure(http.StatusRequestEntityTooLarge, "RequestEntityTooLarge",
 				fmt.Sprintf("the JSON patch has %d operations, and %d is the most that is taken", len(patch), maxPatchSteps))
 		}
+		for i, step := range patch {
+			if err := checkStep(step); err != nil {
+				return nil, badRequest("reading the JSON patch: operation %d: %s", i, err)
+			}
+		}
 		options := jsonpatch.NewApplyOptions()
 		options.AccumulatedCopySizeLimit = maxBody
 		return func(object []byte) ([]byte, error) { return patch.ApplyWithOptions(object, options) }, nil
@@ -106,6 +111,28 @@ func readPatch(data []byte, format string) (apply func([]byte) ([]byte, error), 
 		}
 	}
 	return func(object []byte) ([]byte, error) { return jsonpatch.MergePatch(object, data) }, nil
+}
+
+// checkStep checks the form of one operation (RFC 6902, section 4). The whole object as a path, which the RFC
+// allows, is of no use here: an object is replaced with PUT.
+func checkStep(step jsonpatch.Operation) error {
+	if path, err := step.Path(); err != nil || !strings.HasPrefix(path, "/") {
+		return fmt.Errorf("its path must begin with %q", "/")
+	}
+	switch kind := step.Kind(); kind {
+	case "add", "replace", "test":
+		if _, ok := step["value"]; !ok {
+			return fmt.Errorf("%q needs a value", kind)
+		}
+	case "move", "copy":
+		if from, err := step.From(); err != nil || !strings.HasPrefix(from, "/") {
+			return fmt.Errorf("%q needs a from that begins with %q", kind, "/")
+		}
+	case "remove":
+	default:
+		return fmt.Errorf("its op is %q: use add, remove, replace, move, copy or test", kind)
+	}
+	return nil
 }
 
 // plain says why a strategic merge patch is not the same as a merge patch: the two differ only in lists and in
