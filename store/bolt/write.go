@@ -210,7 +210,8 @@ func policyOf(options serving.DeleteOptions) (v1.DeletionPropagation, error) {
 				v1.DeletePropagationBackground, v1.DeletePropagationForeground, v1.DeletePropagationOrphan)
 		}
 	}
-	if orphan := options.OrphanDependents; orphan != nil { //nolint:staticcheck // old clients still send it
+	//lint:ignore SA1019 old clients still send it
+	if orphan := options.OrphanDependents; orphan != nil {
 		if *orphan {
 			return v1.DeletePropagationOrphan, nil
 		}
