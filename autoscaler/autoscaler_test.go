@@ -64,6 +64,11 @@ func TestAutoscaler_PreparedInstanceIsUsedFirst(t *testing.T) {
 			t.Fatalf("after the first start: %+v", s)
 		}
 		after(3 * time.Second) // long enough to prepare another
+		for _, i := range a.Instances() {
+			if created := time.Since(i.Created); created <= 0 || created > 8*time.Second || i.Since.Before(i.Created) {
+				t.Errorf("instance %s: created %s, %s since %s", i.ID, i.Created, i.State, i.Since)
+			}
+		}
 		if s := status(t, a, r); s.Prepared != 1 {
 			t.Fatalf("no instance was prepared ahead: %+v", s)
 		}
@@ -609,14 +614,21 @@ func TestAutoscaler_MetricsFollowTheInstances(t *testing.T) {
 		a := New(e, settings, testLogger(), registry)
 		run(t, a)
 		r, pool := revision(t, a, "r", 1)
+		proof, _ := revision(t, a, "proof", 1)
+		proof.Prove = true
+		a.Apply(proof) // no request waits for it: not a cold start
+		after(time.Second)
+		if err := a.Remove(t.Context(), proof.Key); err != nil {
+			t.Fatal(err)
+		}
 		a.Apply(r)
 		pool.set(1)
 		after(2 * time.Second)
 		pool.set(0)
 		want := []string{
 			"berth_cold_starts_total{prepared=no} 1",
-			"berth_instance_start_seconds{stage=listen} 1",
-			"berth_instance_start_seconds{stage=rootfs} 1",
+			"berth_instance_start_seconds{stage=listen} 2",
+			"berth_instance_start_seconds{stage=rootfs} 2",
 			"berth_instance_start_seconds{stage=wait} 1",
 			"berth_instances{namespace=default,revision=r,service=service-of-r,state=ready} 1",
 		}

@@ -53,7 +53,7 @@ type member struct {
 
 	claimed   bool      // it is wanted now: started as soon as it is prepared
 	claimedAt time.Time // when it was claimed
-	cold      bool      // no instance was ready when it was claimed
+	cold      bool      // no instance was ready or starting when it was claimed
 	spare     bool      // it was prepared before it was wanted
 	given     bool      // it is not wanted any more: stopped as soon as its step has ended
 

@@ -37,7 +37,8 @@ func (a *Autoscaler) begin(ctx context.Context, f *fleet) {
 		m = &member{created: now}
 		a.join(f, m)
 	}
-	m.claimed, m.claimedAt, m.cold = true, now, f.count(engine.Ready) == 0
+	m.cold = f.count(engine.Ready)+f.count(engine.Starting) == 0
+	m.claimed, m.claimedAt = true, now
 	a.takeSlot(m)
 	a.change(f)
 	switch {

@@ -26,7 +26,7 @@ func newMeasures(a *Autoscaler, registerer prometheus.Registerer) *measures {
 			[]string{"namespace", "service", "revision", "state"}, nil),
 		coldStarts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "berth_cold_starts_total",
-			Help: "Starts of a revision's first instance, by whether it had been prepared.",
+			Help: "Starts from zero that requests waited for, by whether the instance had been prepared.",
 		}, []string{"prepared"}),
 		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "berth_instance_start_seconds",
@@ -46,7 +46,7 @@ func newMeasures(a *Autoscaler, registerer prometheus.Registerer) *measures {
 
 // started counts an instance that has become ready.
 func (m *measures) started(f *fleet, started *member) {
-	if started.cold {
+	if started.cold && !f.wokenAt.IsZero() {
 		prepared := "no"
 		if started.spare {
 			prepared = "yes"

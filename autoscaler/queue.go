@@ -147,7 +147,7 @@ func (a *Autoscaler) refill(ctx context.Context) {
 	if next == nil {
 		return
 	}
-	m := &member{}
+	m := &member{created: time.Now()}
 	a.join(next, m)
 	a.sparing++
 	a.prepare(ctx, next, m)
