@@ -85,7 +85,7 @@ func makeImage(t testing.TB, layers ...v1.Layer) v1.Image {
 func makeImageFor(t testing.TB, p v1.Platform, layers ...v1.Layer) v1.Image {
 	t.Helper()
 	image := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
-	image, err := mutate.ConfigFile(image, &v1.ConfigFile{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, Config: v1.Config{
+	image, err := mutate.ConfigFile(image, &v1.ConfigFile{RootFS: v1.RootFS{Type: "layers"}, OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, Config: v1.Config{
 		Entrypoint: []string{"/bin/hello"}, Env: []string{"A=b"}, User: "1000", ExposedPorts: map[string]struct{}{"80/tcp": {}, "443/tcp": {}},
 	}})
 	if err != nil {
