@@ -304,8 +304,9 @@ func (b *backoff) active() bool { return time.Now().Before(b.until) }
 const (
 	backoffFirst = time.Second
 	backoffMost  = 60 * time.Second
-	// backoffSteady is how long an instance must have been ready for its end not to count as a failure.
-	backoffSteady = 60 * time.Second
+	// backoffSteady is how long an instance must have been ready for its end not to count as a failure. It is short:
+	// a request now and then that ends the program must not keep the service down.
+	backoffSteady = 10 * time.Second
 )
 
 // startFailed counts a start that began at claimed and failed now. Starts that were under way when another
