@@ -54,6 +54,7 @@ type bundle struct {
 	network     string // path of the network namespace
 	openFiles   uint64
 	oomScore    int
+	annotations map[string]string
 }
 
 // environment is what the program finds in its environment: the image's, the user's over it, and over both what
@@ -141,10 +142,11 @@ func (b *bundle) write(dir string) error {
 
 func (b *bundle) config() (*specs.Spec, error) {
 	config := &specs.Spec{
-		Version:  "1.0.2", // the newest that old runtimes take; nothing newer is used
-		Hostname: b.hostname,
-		Root:     &specs.Root{Path: "rootfs"},
-		Mounts:   b.mounts(),
+		Version:     "1.0.2", // the newest that old runtimes take; nothing newer is used
+		Hostname:    b.hostname,
+		Annotations: b.annotations,
+		Root:        &specs.Root{Path: "rootfs"},
+		Mounts:      b.mounts(),
 		Process: &specs.Process{
 			Args:            b.args(),
 			Env:             b.environment(),

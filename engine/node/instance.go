@@ -59,6 +59,7 @@ func (i *instance) prepare(ctx context.Context) error {
 	if err != nil {
 		return &engine.StartError{Reason: engine.ReasonImageNotPulled, Err: err}
 	}
+	e.cgroups.warm()
 	lap := i.stopwatch()
 	if i.link, err = e.network.take(); err != nil {
 		return err
@@ -67,6 +68,7 @@ func (i *instance) prepare(ctx context.Context) error {
 	b := &bundle{
 		spec: i.spec, image: image.Config, hostname: hostname(i.id),
 		cgroupsPath: e.cgroups.path(i.id), network: i.link.path(), openFiles: e.openFiles, oomScore: e.oomScore,
+		annotations: e.runtime.annotations(),
 	}
 	err = e.namespace.do(func() error { return i.prepareRootfs(b, image.Layers) })
 	if err != nil {

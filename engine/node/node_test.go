@@ -3,6 +3,7 @@ package node
 import (
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -20,7 +21,7 @@ func openEngine(t testing.TB, dir string) *Engine {
 	t.Cleanup(func() { images.Close() })
 	e, err := Open(Config{
 		Dir: filepath.Join(dir, "node"), Images: images, Network: netip.MustParsePrefix("10.213.0.0/16"),
-		LogKeep: 1 << 20, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		LogKeep: 1 << 20, Runtime: os.Getenv("XRT"), Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
 		t.Fatal(err)

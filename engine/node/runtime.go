@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +24,10 @@ type ociRuntime struct {
 	version   string // "crun 1.8.1"
 	root      string // where it keeps its state, in the engine's mount namespace
 	namespace *mountNamespace
+
+	// filter is the system call filter of all containers as crun compiled it for the first one, in base64.
+	// Compiling takes it longer than all else it does.
+	filter atomic.Pointer[string]
 }
 
 // findRuntime finds the runtime that was asked for by name or path; "" is crun, else runc.
@@ -74,6 +80,9 @@ func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdout, stde
 		if err != nil {
 			return fmt.Errorf("reading the container's process ID: %w", err)
 		}
+		if r.filter.Load() == nil {
+			r.keepFilter(id)
+		}
 		pid, err = strconv.Atoi(string(bytes.TrimSpace(text)))
 		return err
 	})
@@ -81,6 +90,25 @@ func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdout, stde
 		err = ctx.Err()
 	}
 	return pid, err
+}
+
+// keepFilter remembers the compiled filter of a container, if the runtime is crun, which leaves it in a file.
+func (r *ociRuntime) keepFilter(id string) {
+	filter, err := os.ReadFile(filepath.Join(r.root, id, "seccomp.bpf"))
+	if err != nil || len(filter) == 0 {
+		return
+	}
+	text := base64.StdEncoding.EncodeToString(filter)
+	r.filter.Store(&text)
+}
+
+// annotations tell the runtime what its configuration cannot. A runtime that does not know them uses the
+// configuration.
+func (r *ociRuntime) annotations() map[string]string {
+	if filter := r.filter.Load(); filter != nil {
+		return map[string]string{"run.oci.seccomp_bpf_data": *filter}
+	}
+	return nil
 }
 
 // runtimeError is the last error in a runtime's JSON log, or err when there is none.
