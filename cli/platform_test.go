@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -45,6 +46,11 @@ func TestScripts(t *testing.T) {
 			}
 			env.Defer(p.stop)
 			env.Setenv("BERTH_STATE_DIR", env.WorkDir)
+			cache, err := exec.Command("go", "env", "GOCACHE").Output()
+			if err != nil {
+				return fmt.Errorf("asking go for its cache: %w", err)
+			}
+			env.Setenv("GOCACHE", strings.TrimSpace(string(cache))) // for --source
 			return nil
 		},
 	})
@@ -71,12 +77,16 @@ func newPlatform(dir string) (*platform, error) {
 			return nil, err
 		}
 	}
+	images, err := image.Open(filepath.Join(dir, "images"), image.Options{Logger: logger})
+	if err != nil {
+		return nil, err
+	}
 	fake := &fakeEngine{}
 	settings := autoscaler.DefaultSettings()
 	table := gateway.New(gateway.Config{Logger: logger})
 	scaler := autoscaler.New(fake, settings, logger, prometheus.NewRegistry())
 	reconciler := reconcile.New(reconcile.Config{
-		Store: objects, Images: fakeRegistry{}, Engine: fake, Autoscaler: scaler, Gateway: table,
+		Store: objects, Images: fakeRegistry{pushed: images}, Engine: fake, Autoscaler: scaler, Gateway: table,
 		Scaling: settings, Logger: logger, URL: func(host string) string { return "http://" + host },
 		Domain: "example.com", PullTimeout: time.Minute, StartupTimeout: time.Minute, MaxQueue: 10,
 	})
@@ -84,7 +94,7 @@ func newPlatform(dir string) (*platform, error) {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	handler := api.New(api.Config{
-		Store: objects, Engine: fake, Token: testToken, Logger: logger,
+		Store: objects, Engine: fake, Token: testToken, Logger: logger, Registry: images.Registry(),
 		Settings: serving.Settings{RevisionTimeout: 300 * time.Second, MaxRevisionTimeout: time.Hour, CPU: "1", Memory: "512Mi"},
 		Instances: func() []api.Instance {
 			var list []api.Instance
@@ -114,13 +124,17 @@ contexts: [{name: berth, context: {cluster: berth, user: admin}}]}
 		web.Close()
 		parts.Wait()
 		objects.Close()
+		images.Close()
 	}}, os.WriteFile(filepath.Join(dir, "kubeconfig"), []byte(kubeconfig), 0o600)
 }
 
-// fakeRegistry knows every image but those named "missing".
-type fakeRegistry struct{}
+// fakeRegistry knows every image but those named "missing"; those that were pushed to the platform are real.
+type fakeRegistry struct{ pushed *image.Store }
 
-func (fakeRegistry) Resolve(_ context.Context, ref string, _ image.Credentials) (string, error) {
+func (r fakeRegistry) Resolve(ctx context.Context, ref string, credentials image.Credentials) (string, error) {
+	if strings.HasPrefix(ref, image.LocalRegistry+"/") {
+		return r.pushed.Resolve(ctx, ref, credentials)
+	}
 	if strings.Contains(ref, "missing") {
 		return "", &image.NotFoundError{Image: ref, Err: errors.New("not found")}
 	}

@@ -102,7 +102,7 @@ func (c *Client) log(ctx context.Context, namespace, service string, options Log
 		case errors.Is(err, io.EOF) && !options.Follow:
 			return nil
 		case errors.Is(err, io.EOF):
-			return &UnreachableError{Server: c.Server(), Err: errors.New("the server ended the log; is it stopping?")}
+			return &UnreachableError{Server: c.Server(), Err: errors.New("the log ended")}
 		default:
 			return &UnreachableError{Server: c.Server(), Err: fmt.Errorf("reading the log: %w", err)}
 		}

@@ -36,10 +36,13 @@ const (
 	longPause  = 5 * time.Second
 )
 
+// patience is how long a watch goes on trying to reach a server that has gone away: longer than a restart takes.
+const patience = time.Minute
+
 // Watch yields Added for every chosen object, Listed, and then each change as it comes, until ctx ends or the
 // caller breaks off. It survives the server's restarts and versions that have become too old: it lists again and
-// yields the difference, so changes in between may be seen as one. The first list's error, or one that trying
-// again does not mend, is yielded and ends it.
+// yields the difference, so changes in between may be seen as one. The first list's error, one that trying again
+// does not mend, or a server that stays away for a minute, is yielded and ends it.
 func (r Resource[T]) Watch(ctx context.Context, selector Selector) iter.Seq2[Event[T], error] {
 	return func(yield func(Event[T], error) bool) {
 		w := watcher[T]{resource: r, selector: selector, known: map[string]T{}, yield: yield}
@@ -64,40 +67,49 @@ type watcher[T serving.Object] struct {
 
 func (w *watcher[T]) run(ctx context.Context) error {
 	pause := firstPause
+	var lost time.Time // since when the server is away; zero while it is there
 	for {
-		if w.version == "" {
-			if err := w.list(ctx); err != nil {
-				if errors.Is(err, errStopped) || !w.listed || !worthRetrying(err) {
-					return err
-				}
-				if err := sleep(ctx, pause); err != nil {
-					return err
-				}
-				pause = min(2*pause, longPause)
-				continue
-			}
-		}
 		before := w.version
-		err := w.stream(ctx)
+		err := w.step(ctx)
 		switch {
 		case errors.Is(err, errStopped): // before ctx is asked: who broke off must not be called again
 			return err
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case IsGone(err):
+		case IsGone(err) && w.version != "":
 			w.version = ""
-		case err != nil && !worthRetrying(err):
+			if err := sleep(ctx, firstPause); err != nil {
+				return err
+			}
+			continue
+		case err != nil && (!w.listed || !worthRetrying(err)):
 			return err
 		}
-		if w.version != before {
-			pause = firstPause // it got somewhere
+		if w.version != before { // it got somewhere
+			pause, lost = firstPause, time.Time{}
 			continue
+		}
+		switch {
+		case err == nil:
+			lost = time.Time{}
+		case lost.IsZero():
+			lost = time.Now()
+		case time.Since(lost) > patience:
+			return err
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return err
 		}
 		pause = min(2*pause, longPause)
 	}
+}
+
+// step lists when there is no version to watch from, and else watches until the stream ends.
+func (w *watcher[T]) step(ctx context.Context) error {
+	if w.version == "" {
+		return w.list(ctx)
+	}
+	return w.stream(ctx)
 }
 
 // worthRetrying tells errors that a restart of the server explains from those that stay.
