@@ -47,16 +47,7 @@ func startIn(t *testing.T, dir string, change func(*server.Config)) *platform {
 	if os.Geteuid() != 0 {
 		t.Skip("instances need root: run the tests as root")
 	}
-	config := server.DefaultConfig()
-	config.StateDir = dir
-	config.APIAddress, config.GatewayAddress = "127.0.0.1:0", "127.0.0.1:0"
-	config.InsecureRegistries = []string{"127.0.0.1"}
-	config.AccessLog = false
-	config.ShutdownTimeout = 20 * time.Second
-	config.Scaling.StableWindow = 2 * time.Second
-	config.Scaling.Tick = 200 * time.Millisecond
-	config.Scaling.ScaleToZeroGrace = 500 * time.Millisecond
-	config.Scaling.StopGrace = 2 * time.Second
+	config := settings(dir)
 	var log lockedBuffer
 	config.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	if change != nil {
@@ -97,14 +88,35 @@ func startIn(t *testing.T, dir string, change func(*server.Config)) *platform {
 			t.Logf("server log:\n%s", log.String())
 		}
 	})
-	settings, err := client.Load(p.addresses.Kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if p.Client, err = client.New(settings); err != nil {
-		t.Fatal(err)
-	}
+	p.connect()
 	return p
+}
+
+// settings are those of a server for tests: on free ports, with short windows.
+func settings(dir string) server.Config {
+	config := server.DefaultConfig()
+	config.StateDir = dir
+	config.APIAddress, config.GatewayAddress = "127.0.0.1:0", "127.0.0.1:0"
+	config.InsecureRegistries = []string{"127.0.0.1"}
+	config.AccessLog = false
+	config.ShutdownTimeout = 20 * time.Second
+	config.Scaling.StableWindow = 2 * time.Second
+	config.Scaling.Tick = 200 * time.Millisecond
+	config.Scaling.ScaleToZeroGrace = 500 * time.Millisecond
+	config.Scaling.StopGrace = 2 * time.Second
+	return config
+}
+
+// connect makes the client of a server whose addresses are known.
+func (p *platform) connect() {
+	p.t.Helper()
+	config, err := client.Load(p.addresses.Kubeconfig)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if p.Client, err = client.New(config); err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 // berth runs a command of the command line against the server and returns what it printed and its exit code.

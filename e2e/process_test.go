@@ -1,0 +1,115 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/berth-run/berth/server"
+)
+
+// serverDir tells the re-executed test binary to be a server on a state directory.
+const serverDir = "BERTH_E2E_SERVER"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(serverDir); dir != "" {
+		os.Exit(serve(dir))
+	}
+	os.Exit(m.Run())
+}
+
+// serve is `berth server` with the settings of tests: it runs until SIGTERM and prints its addresses as JSON.
+func serve(dir string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	config := settings(dir)
+	config.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	config.Ready = func(a server.Addresses) {
+		if err := json.NewEncoder(os.Stdout).Encode(a); err != nil {
+			fmt.Fprintln(os.Stderr, "printing the addresses:", err)
+		}
+	}
+	if err := server.Run(ctx, config); err != nil {
+		fmt.Fprintln(os.Stderr, "server:", err)
+		return 1
+	}
+	return 0
+}
+
+// process is a server that runs as a process of its own, to be killed.
+type process struct {
+	*platform
+	cmd *exec.Cmd
+	log *lockedBuffer
+}
+
+// spawn runs a server on a state directory as a process of its own. The end of the test ends it.
+func spawn(t *testing.T, dir string) *process {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("instances need root: run the tests as root")
+	}
+	p := &process{platform: &platform{t: t, dir: dir}, log: &lockedBuffer{}}
+	p.cmd = exec.Command(os.Args[0])
+	p.cmd.Env = append(os.Environ(), serverDir+"="+dir)
+	p.cmd.Stderr = p.log
+	output, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	exited := false
+	p.stop = func() error {
+		if exited {
+			return nil
+		}
+		exited = true
+		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			return err
+		}
+		return p.cmd.Wait()
+	}
+	t.Cleanup(func() {
+		if p.cmd.ProcessState == nil {
+			if err := p.stop(); err != nil {
+				t.Errorf("server stopped with: %v", err)
+			}
+		}
+		if t.Failed() {
+			t.Logf("log of server %d:\n%s", p.cmd.Process.Pid, p.log.String())
+		}
+	})
+	timer := time.AfterFunc(patience, func() { _ = p.cmd.Process.Kill() })
+	line, err := bufio.NewReader(output).ReadBytes('\n')
+	timer.Stop()
+	if err != nil {
+		t.Fatalf("server not ready: %v\n%s", err, p.log.String())
+	}
+	if err := json.Unmarshal(bytes.TrimSpace(line), &p.addresses); err != nil {
+		t.Fatalf("addresses %q: %v", line, err)
+	}
+	p.connect()
+	return p
+}
+
+// kill ends the server as kill -9 and a loss of power do, and returns when it is gone.
+func (p *process) kill() {
+	p.t.Helper()
+	if err := p.cmd.Process.Kill(); err != nil {
+		p.t.Fatal(err)
+	}
+	if err := p.cmd.Wait(); p.cmd.ProcessState == nil {
+		p.t.Fatal(err)
+	}
+}
