@@ -15,6 +15,7 @@ import (
 
 	"github.com/berth-run/berth/client"
 	"github.com/berth-run/berth/server"
+	"github.com/berth-run/berth/serving"
 )
 
 // connection is what the connection flags say.
@@ -120,7 +121,12 @@ func (p *program) explain(ctx context.Context, err error) error {
 		}
 		return fmt.Errorf("%w; is it running? start one with: berth server", err)
 	}
-	if status, ok := errors.AsType[*client.StatusError](err); ok && status.Code == http.StatusUnauthorized {
+	status, refused := errors.AsType[*client.StatusError](err)
+	if refused && client.IsNotFound(err) && status.Details != nil && status.Details.Kind == serving.KindNamespace.Plural {
+		return fmt.Errorf("%w; make it first: give berth apply an object with apiVersion: v1, kind: Namespace and metadata: {name: %s}",
+			err, status.Details.Name)
+	}
+	if refused && status.Code == http.StatusUnauthorized {
 		source := "--token-file"
 		if p.connection.tokenFile == "" {
 			source = p.connection.used

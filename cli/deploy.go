@@ -187,6 +187,11 @@ func (p *program) deploy(c *cobra.Command, berth *client.Client, namespace, name
 	if !exists && f.image == "" && f.source == "" {
 		return usagef("service %q does not exist in namespace %q: give what to deploy with --image REFERENCE or --source DIR", name, namespace)
 	}
+	if !exists { // before anything is built and pushed in vain
+		if _, err := berth.Namespaces().Get(ctx, namespace); client.IsNotFound(err) {
+			return err
+		}
+	}
 	if exists && current.DeletionTimestamp != nil {
 		return fmt.Errorf("service %q is being deleted: deploy it again when it is gone", name)
 	}

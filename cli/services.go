@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -115,20 +116,28 @@ func deleteCommand[T serving.Object](p *program, plural string, objects func(*cl
 			}
 		}
 		resource := objects(berth, namespace)
+		// One that cannot be deleted does not keep the others.
+		var mistakes []error
+		var started []string
 		for _, name := range args {
 			if err := resource.Delete(c.Context(), name, serving.DeleteOptions{}); err != nil {
-				return err
+				mistakes = append(mistakes, err)
+				continue
 			}
+			started = append(started, name)
 		}
-		for _, name := range args {
-			if !async {
-				if err := awaitGone(c.Context(), resource, name); err != nil {
-					return err
-				}
+		for _, name := range started {
+			if async {
+				fmt.Fprintf(p.stdout, "Deleting %s %s.\n", singular, name)
+				continue
+			}
+			if err := awaitGone(c.Context(), resource, name); err != nil {
+				mistakes = append(mistakes, fmt.Errorf("waiting until %s %q is gone: %w", singular, name, err))
+				continue
 			}
 			fmt.Fprintf(p.stdout, "Deleted %s %s.\n", singular, name)
 		}
-		return nil
+		return errors.Join(mistakes...)
 	}
 	return c
 }
