@@ -60,7 +60,11 @@ func (e *StartError) Error() string {
 			b.WriteString("; raise the memory limit")
 		}
 	case ReasonNotListening:
-		fmt.Fprintf(&b, "the container did not listen on port %d within %s", e.Port, e.Waited.Round(time.Second))
+		if e.Err != nil {
+			fmt.Fprintf(&b, "the container's startup probe on port %d did not pass within %s: %v", e.Port, round(e.Waited), e.Err)
+			break
+		}
+		fmt.Fprintf(&b, "the container did not listen on port %d within %s", e.Port, round(e.Waited))
 		if len(e.Listened) > 0 {
 			fmt.Fprintf(&b, "; it listens on %s instead", strings.Join(e.Listened, ", "))
 		}
@@ -83,6 +87,14 @@ func (e *StartError) Error() string {
 		b.WriteString(strings.Join(e.LastLines, "\n"))
 	}
 	return b.String()
+}
+
+// round leaves what a person wants to read of a duration.
+func round(d time.Duration) time.Duration {
+	if d < 10*time.Second {
+		return d.Round(10 * time.Millisecond)
+	}
+	return d.Round(time.Second)
 }
 
 // Unwrap returns the cause below.

@@ -55,6 +55,8 @@ type bundle struct {
 	openFiles   uint64
 	oomScore    int
 	annotations map[string]string
+	swapCounted bool // the memory limit can be made to hold for memory and swap together
+	unified     bool // cgroups v2
 }
 
 // environment is what the program finds in its environment: the image's, the user's over it, and over both what
@@ -220,6 +222,13 @@ func (b *bundle) resources() *specs.LinuxResources {
 	}
 	if memory := b.spec.Container.Memory; memory > 0 {
 		r.Memory = &specs.LinuxMemory{Limit: &memory}
+		if b.swapCounted {
+			r.Memory.Swap = &memory // both together: no swap
+		}
+		if b.unified {
+			// One process over the limit ends the instance (contract C56). Version 1 cannot do that.
+			r.Unified = map[string]string{"memory.oom.group": "1"}
+		}
 	}
 	return r
 }

@@ -152,6 +152,16 @@ func (c *cgroups) directories() []string {
 	return roots
 }
 
+// countsSwap reports whether limits can be set for memory and swap together.
+func (c *cgroups) countsSwap() bool {
+	file := filepath.Join(c.roots["memory"], "memory.memsw.limit_in_bytes")
+	if c.v2 {
+		file = filepath.Join(c.roots[""], c.name, "memory.swap.max")
+	}
+	_, err := os.Stat(file)
+	return err == nil
+}
+
 // outOfMemory reports whether the kernel has killed a process of the instance for its memory limit.
 func (c *cgroups) outOfMemory(id string) bool {
 	file := filepath.Join(c.roots["memory"], c.path(id), "memory.oom_control")
@@ -170,10 +180,18 @@ func (c *cgroups) outOfMemory(id string) bool {
 	return false
 }
 
-// kill sends SIGKILL to every process in the instance's cgroups.
+// kill sends SIGKILL to every process in the instance's cgroups, and reaps those that are this process's
+// children, as orphans of a runtime are.
 func (c *cgroups) kill(id string) {
 	for _, directory := range c.directories() {
-		killAll(filepath.Join(directory, id))
+		for _, pid := range killAll(filepath.Join(directory, id)) {
+			for {
+				_, err := unix.Wait4(pid, nil, 0, nil)
+				if err != unix.EINTR {
+					break // reaped, or not a child
+				}
+			}
+		}
 	}
 }
 
@@ -219,7 +237,7 @@ func (c *cgroups) sweep() error {
 	var errs []error
 	for _, directory := range c.directories() {
 		for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-			left := killAll(directory)
+			left := len(killAll(directory))
 			if left == 0 {
 				break
 			}
@@ -235,9 +253,9 @@ func (c *cgroups) sweep() error {
 	return errors.Join(errs...)
 }
 
-// killAll sends SIGKILL to every process in a cgroup and those below it, and returns how many there were.
-func killAll(directory string) int {
-	var found int
+// killAll sends SIGKILL to every process in a cgroup and those below it, and returns them.
+func killAll(directory string) []int {
+	var found []int
 	_ = filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.IsDir() {
 			return nil // it went away under our eyes
@@ -249,7 +267,7 @@ func killAll(directory string) int {
 		for field := range strings.FieldsSeq(string(pids)) {
 			// 0 is a process that this PID namespace does not show.
 			if pid, err := strconv.Atoi(field); err == nil && pid > 0 && pid != os.Getpid() {
-				found++
+				found = append(found, pid)
 				_ = unix.Kill(pid, unix.SIGKILL)
 			}
 		}

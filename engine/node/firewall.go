@@ -75,7 +75,18 @@ func openFirewall(table string, n *network, logger *slog.Logger) (*firewall, err
 		}
 		logger.Info("set net.ipv4.ip_forward to 1, so that instances reach the network; it stays set")
 	}
+	if f.forwardingDropped() {
+		logger.Warn("the machine's own packet rules drop what is forwarded, as Docker sets them: instances reach no network until it is allowed",
+			"allow", fmt.Sprintf("iptables -I DOCKER-USER -i '%[1]s+' -j ACCEPT; iptables -I DOCKER-USER -o '%[1]s+' -j ACCEPT", n.links))
+	}
 	return f, nil
+}
+
+// forwardingDropped reports whether iptables' table has a policy of dropping. A rule of ours that accepts does
+// not outvote it.
+func (f *firewall) forwardingDropped() bool {
+	output, err := exec.Command(f.nft, "list", "chain", "ip", "filter", "FORWARD").Output()
+	return err == nil && strings.Contains(string(output), "policy drop")
 }
 
 func (f *firewall) run(script string) error {

@@ -68,7 +68,7 @@ func (i *instance) prepare(ctx context.Context) error {
 	b := &bundle{
 		spec: i.spec, image: image.Config, hostname: hostname(i.id),
 		cgroupsPath: e.cgroups.path(i.id), network: i.link.path(), openFiles: e.openFiles, oomScore: e.oomScore,
-		annotations: e.runtime.annotations(),
+		annotations: e.runtime.annotations(), swapCounted: e.swapCounted, unified: e.cgroups.v2,
 	}
 	err = e.namespace.do(func() error { return i.prepareRootfs(b, image.Layers) })
 	if err != nil {
@@ -255,11 +255,14 @@ func (i *instance) startError(ctx context.Context, probe engine.Probe, waited ti
 	if probe.TCP != nil {
 		port = probe.TCP.Port
 	}
+	if probe.HTTP != nil {
+		port = probe.HTTP.Port
+	}
 	failure := &engine.StartError{
 		Reason: engine.ReasonNotListening, Port: port, Waited: waited,
 		Listened: listened(i.process.pid), LastLines: i.output.lastLines(),
 	}
-	if errors.Is(err, errNotReady) {
+	if probe.HTTP != nil { // of a TCP probe, "connection refused" would say no more
 		failure.Err = err
 	}
 	return failure

@@ -12,6 +12,10 @@ import (
 // kernel, so more than one; each is an OS thread, so few.
 const namespaceThreads = 4
 
+// threadUmask is of the namespace's threads, and so of containers, whatever the server's is: what is made for a
+// container can be read by its users.
+const threadUmask = 0o022
+
 // mountNamespace is a mount namespace of the engine's own, in which everything that it mounts lives and in which
 // the OCI runtime runs. The machine's mount table stays as it is, and when the process is killed the kernel
 // drops the namespace and all its mounts.
@@ -67,6 +71,7 @@ func enterNewMountNamespace() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 		return fmt.Errorf("making a mount namespace: %w (berth must run as root, with CAP_SYS_ADMIN)", err)
 	}
+	unix.Umask(threadUmask)
 	// Slave, not private: what the machine unmounts is unmounted here too and so is not kept busy.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("separating the mount namespace from the machine's: %w", err)
@@ -78,6 +83,7 @@ func joinMountNamespace(namespace *os.File) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("separating a thread's file system attributes: %w", err)
 	}
+	unix.Umask(threadUmask)
 	if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("joining the mount namespace: %w", err)
 	}

@@ -57,6 +57,8 @@ type Engine struct {
 	logs      *logs
 	openFiles uint64 // limit of an instance
 	oomScore  int
+	// swapCounted says whether limits can be set for memory and swap together.
+	swapCounted bool
 
 	mu        sync.Mutex
 	closed    bool
@@ -104,6 +106,7 @@ func (e *Engine) open(dir string, config Config) error {
 	if err := e.cgroups.sweep(); err != nil {
 		return fmt.Errorf("cleaning up after a former server: %w", err)
 	}
+	e.swapCounted = e.cgroups.countsSwap()
 	if err := e.readLimits(); err != nil {
 		return err
 	}
@@ -169,6 +172,9 @@ func (e *Engine) openNamespace(dir string) error {
 			if err := os.Mkdir(sub, 0o700); err != nil {
 				return fmt.Errorf("making the engine's directory: %w", err)
 			}
+		}
+		if err := checkOverlay(filepath.Join(dir, "check")); err != nil {
+			return err
 		}
 		if e.cgroups.hybrid {
 			// Runtimes refuse a mix of versions or use the empty v2 hierarchy; here they see v1 alone.

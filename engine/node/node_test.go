@@ -3,7 +3,7 @@ package node
 import (
 	"log/slog"
 	"net/netip"
-	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -14,6 +14,11 @@ import (
 
 func openEngine(t testing.TB, dir string) *Engine {
 	t.Helper()
+	return openEngineWith(t, dir, "")
+}
+
+func openEngineWith(t testing.TB, dir, runtime string) *Engine {
+	t.Helper()
 	images, err := image.Open(filepath.Join(dir, "images"), image.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -21,7 +26,7 @@ func openEngine(t testing.TB, dir string) *Engine {
 	t.Cleanup(func() { images.Close() })
 	e, err := Open(Config{
 		Dir: filepath.Join(dir, "node"), Images: images, Network: netip.MustParsePrefix("10.213.0.0/16"),
-		LogKeep: 1 << 20, Runtime: os.Getenv("XRT"), Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		LogKeep: 1 << 20, Runtime: runtime, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -35,5 +40,12 @@ func openEngine(t testing.TB, dir string) *Engine {
 }
 
 func TestEngine_PassesTheSuite(t *testing.T) {
-	enginetest.Run(t, func(t *testing.T) engine.Engine { return openEngine(t, t.TempDir()) })
+	for _, runtime := range []string{"crun", "runc"} {
+		t.Run(runtime, func(t *testing.T) {
+			if _, err := exec.LookPath(runtime); err != nil {
+				t.Skipf("%s is not installed", runtime)
+			}
+			enginetest.Run(t, func(t *testing.T) engine.Engine { return openEngineWith(t, t.TempDir(), runtime) })
+		})
+	}
 }

@@ -23,14 +23,12 @@ const (
 	probeTimeout = time.Second
 )
 
-// errNotReady says that a probe failed as often as it may.
-var errNotReady = errors.New("the startup probe did not pass")
-
-// awaitReady tries a probe against an instance's address until it passes. It ends with ctx's error, or with
-// errNotReady around the error of the last try.
+// awaitReady tries a probe against an instance's address until it passes. When it has failed too often or
+// ctx ends, the error is that of the last try that was not cut short.
 func awaitReady(ctx context.Context, address netip.Addr, probe engine.Probe) error {
-	if err := sleep(ctx, probe.InitialDelay); err != nil {
-		return err
+	last := errors.New("it was not tried")
+	if sleep(ctx, probe.InitialDelay) != nil {
+		return last
 	}
 	timeout := probe.Timeout
 	if timeout == 0 {
@@ -41,25 +39,24 @@ func awaitReady(ctx context.Context, address netip.Addr, probe engine.Probe) err
 		begun := time.Now()
 		err := tryProbe(ctx, address, probe, timeout)
 		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
 		case err == nil:
 			failed = 0
 			if passed++; passed >= max(probe.SuccessThreshold, 1) {
 				return nil
 			}
+		case ctx.Err() != nil:
 		default:
-			passed = 0
+			passed, last = 0, err
 			if failed++; probe.FailureThreshold > 0 && failed >= probe.FailureThreshold {
-				return fmt.Errorf("%w: %w", errNotReady, err)
+				return last
 			}
 		}
 		wait := probe.Period - time.Since(begun)
 		if probe.Period == 0 {
 			wait, pause = pause, min(pause+pause/4, longestPause)
 		}
-		if err := sleep(ctx, wait); err != nil {
-			return err
+		if sleep(ctx, wait) != nil {
+			return last
 		}
 	}
 }

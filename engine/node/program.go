@@ -102,8 +102,6 @@ func (r *rootfs) checkFormat(file *os.File, name string) error {
 		return fmt.Errorf("reading program %q: %w", name, err)
 	}
 	switch {
-	case foreignFormats():
-		return nil
 	case strings.HasPrefix(string(head), elf.ELFMAG):
 		return r.checkELF(file, name)
 	case strings.HasPrefix(string(head), "#!"):
@@ -117,6 +115,9 @@ func (r *rootfs) checkFormat(file *os.File, name string) error {
 		}
 		return r.checkNeeded(name, "the interpreter", fields[0])
 	}
+	if foreignFormats("") {
+		return nil
+	}
 	return notExecutable("the container's program %q is neither an ELF program nor a script that begins with #!", name)
 }
 
@@ -125,7 +126,7 @@ func (r *rootfs) checkELF(file *os.File, name string) error {
 	if err != nil {
 		return notExecutable("the container's program %q is damaged: %w", name, err)
 	}
-	if !slices.Contains(machines(), program.Machine) {
+	if !slices.Contains(machines(), program.Machine) && !foreignFormats("qemu-") {
 		return &engine.StartError{
 			Reason: engine.ReasonWrongPlatform,
 			Err:    fmt.Errorf("the container's program %q is for %s, this machine is linux/%s: exec format error", name, program.Machine, runtime.GOARCH),
@@ -165,11 +166,13 @@ func machines() []elf.Machine {
 	return nil
 }
 
-// foreignFormats reports whether the kernel was taught other formats (binfmt_misc, as for QEMU): then only it
-// knows what runs.
-func foreignFormats() bool {
+// foreignFormats reports whether the kernel was taught other formats (binfmt_misc) whose names begin with
+// prefix, as QEMU's: then only it knows what runs.
+func foreignFormats(prefix string) bool {
 	entries, _ := os.ReadDir("/proc/sys/fs/binfmt_misc")
-	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() != "register" && e.Name() != "status" })
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+		return e.Name() != "register" && e.Name() != "status" && strings.HasPrefix(e.Name(), prefix)
+	})
 }
 
 // reason is the error of a failed call without the call and the path, which the message says already.

@@ -78,6 +78,15 @@ func (r *rootfs) mount(layers []string, limit int64) error {
 	return nil
 }
 
+// checkOverlay checks that instances' file systems can be mounted on this machine, with a small one at dir.
+func checkOverlay(dir string) error {
+	r, err := mountRootfs(dir, []string{"/etc"}, 0)
+	if err != nil {
+		return fmt.Errorf("%w; the kernel needs overlay and tmpfs (modprobe overlay)", err)
+	}
+	return r.unmount()
+}
+
 // release closes what the engine holds open in the root.
 func (r *rootfs) release() {
 	if r.root >= 0 {

@@ -1,0 +1,45 @@
+package engine
+
+import (
+	"errors"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestStartError_SaysWhatWasSeenAndWhatToDo(t *testing.T) {
+	for _, test := range []struct {
+		failure StartError
+		want    string
+	}{
+		{
+			StartError{Reason: ReasonExited, Port: 8080, Exit: &Exit{Code: 3}, LastLines: []string{"no config", "bye"}},
+			"the container exited with code 3 before it listened on port 8080; last lines of its log:\nno config\nbye",
+		}, {
+			StartError{Reason: ReasonExited, Port: 8080, Exit: &Exit{Signal: syscall.SIGSEGV}},
+			"the container was killed by signal 11 (segmentation fault) before it listened on port 8080",
+		}, {
+			StartError{Reason: ReasonExited, Port: 8080, Exit: &Exit{Signal: syscall.SIGKILL, OOM: true}},
+			"the container used more memory than its limit and was killed before it listened on port 8080; raise the memory limit",
+		}, {
+			StartError{Reason: ReasonNotListening, Port: 8080, Waited: 240*time.Second + time.Millisecond},
+			"the container did not listen on port 8080 within 4m0s",
+		}, {
+			StartError{Reason: ReasonNotListening, Port: 8080, Waited: 500 * time.Millisecond, Listened: []string{"127.0.0.1:8080"}},
+			"the container did not listen on port 8080 within 500ms; it listens on 127.0.0.1:8080 instead: listen on 0.0.0.0, not on 127.0.0.1",
+		}, {
+			StartError{Reason: ReasonNotListening, Port: 8080, Waited: time.Minute, Listened: []string{"[::]:3000"}},
+			"the container did not listen on port 8080 within 1m0s; it listens on [::]:3000 instead: listen on the port given in the PORT environment variable, or set the service's port",
+		}, {
+			StartError{Reason: ReasonNotListening, Port: 8080, Waited: time.Second, Err: errors.New("GET /up on port 8080 answered 503"), Listened: []string{"[::]:8080"}},
+			"the container's startup probe on port 8080 did not pass within 1s: GET /up on port 8080 answered 503",
+		}, {
+			StartError{Reason: ReasonNotExecutable, Err: errors.New("the program is missing")},
+			"the program is missing",
+		},
+	} {
+		if got := test.failure.Error(); got != test.want {
+			t.Errorf("got  %s\nwant %s", got, test.want)
+		}
+	}
+}

@@ -1,0 +1,211 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/berth-run/berth/engine"
+)
+
+var logSpec = engine.Spec{Namespace: "default", Service: "hello", Revision: "hello-00001"}
+
+func testLogs(t *testing.T, dir string) *logs {
+	return newLogs(dir, segments*leastSegment, slog.New(slog.NewTextHandler(t.Output(), nil)))
+}
+
+// say has a container's output be text, and returns when it is kept.
+func say(t *testing.T, l *logs, id, text string) *output {
+	t.Helper()
+	o, stdout, stderr, err := l.open(id, logSpec, os.Getuid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stderr.Close()
+	if _, err := stdout.WriteString(text); err != nil {
+		t.Fatal(err)
+	}
+	stdout.Close()
+	o.readers.Wait()
+	o.close()
+	return o
+}
+
+func texts(t *testing.T, l *logs, q engine.LogQuery) []string {
+	t.Helper()
+	var found []string
+	err := l.query(t.Context(), q, func(line engine.LogLine) error {
+		found = append(found, line.Text)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func TestLogs_KeepLinesAcrossRestartsAndCutTheLong(t *testing.T) {
+	dir := t.TempDir()
+	long := strings.Repeat("x", maxLine+10)
+	o := say(t, testLogs(t, dir), "hello-00001-aaaaa", "one\n\n  two spaces \nno newline")
+	if diff := cmp.Diff([]string{"one", "", "  two spaces ", "no newline"}, o.lastLines()); diff != "" {
+		t.Error(diff)
+	}
+	say(t, testLogs(t, dir), "hello-00001-bbbbb", long+"\nafter\n")
+	want := []string{"one", "", "  two spaces ", "no newline", long[:maxLine], long[maxLine:], "after"}
+	if diff := cmp.Diff(want, texts(t, testLogs(t, dir), engine.LogQuery{})); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestLogs_LeaveOutALineThatACrashCutShort(t *testing.T) {
+	dir := t.TempDir()
+	say(t, testLogs(t, dir), "hello-00001-aaaaa", "one\n")
+	name := logName{logSpec.Namespace, logSpec.Service, logSpec.Revision}
+	file, err := os.OpenFile(logFile(name.dir(dir), 1), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.WriteString("2026-01-01T00:00:00Z stdo"); err != nil {
+		t.Fatal(err)
+	}
+	file.Close()
+	say(t, testLogs(t, dir), "hello-00001-bbbbb", "two\n")
+	if diff := cmp.Diff([]string{"one", "two"}, texts(t, testLogs(t, dir), engine.LogQuery{})); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestLogs_ForgetTheOldestAndNothingElse(t *testing.T) {
+	dir := t.TempDir()
+	l := testLogs(t, dir)
+	var b strings.Builder
+	const count = 20000
+	for i := range count {
+		fmt.Fprintf(&b, "line %d\n", i)
+	}
+	say(t, l, "hello-00001-aaaaa", b.String())
+	found := texts(t, l, engine.LogQuery{})
+	if len(found) == 0 || len(found) == count {
+		t.Fatalf("%d of %d lines are kept", len(found), count)
+	}
+	for i, text := range found {
+		if want := fmt.Sprintf("line %d", count-len(found)+i); text != want {
+			t.Fatalf("line %d from the end is %q, want %q", len(found)-i, text, want)
+		}
+	}
+	var size int64
+	files, err := filepath.Glob(filepath.Join(dir, "*", "*", "*", "*.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size += info.Size()
+	}
+	// A file is full when a write makes it so: each may be one write over.
+	if limit := l.keep + segments*4*maxLine; size > limit {
+		t.Errorf("%d bytes are kept, want at most %d", size, limit)
+	}
+}
+
+func TestLogs_FollowAcrossFilesWithoutLoss(t *testing.T) {
+	l := testLogs(t, t.TempDir())
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	const count = 1000
+	done := make(chan error, 1)
+	seen := make(chan int, 1)
+	started := make(chan struct{})
+	go func() {
+		n := 0
+		done <- l.query(ctx, engine.LogQuery{Service: "hello", Follow: true}, func(line engine.LogLine) error {
+			if n == 0 {
+				close(started)
+			}
+			if want := fmt.Sprintf("line %d", n); !strings.HasPrefix(line.Text, want+" ") {
+				return fmt.Errorf("got %.20q, want %q", line.Text, want)
+			}
+			if n++; n == count {
+				seen <- n
+			}
+			return nil
+		})
+	}()
+	r := l.use(logName{logSpec.Namespace, logSpec.Service, logSpec.Revision})
+	defer l.done(r)
+	padding := strings.Repeat(".", 100)
+	for i := range count {
+		r.write("hello-00001-aaaaa", "stdout", []string{fmt.Sprintf("line %d %s", i, padding)})
+		if i == 0 {
+			select {
+			case <-started:
+			case err := <-done:
+				t.Fatal(err)
+			}
+		}
+		if i == count/2 && r.number < 2 {
+			t.Fatal("all lines are in one file: the test does not test following across files")
+		}
+	}
+	select {
+	case <-seen:
+	case err := <-done:
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+func TestLogs_RemoveThoseOfOneService(t *testing.T) {
+	l := testLogs(t, t.TempDir())
+	say(t, l, "hello-00001-aaaaa", "one\n")
+	if err := l.remove("default", "other"); err != nil {
+		t.Fatal(err)
+	}
+	if found := texts(t, l, engine.LogQuery{}); len(found) != 1 {
+		t.Errorf("got %q", found)
+	}
+	if err := l.remove("default", "hello"); err != nil {
+		t.Fatal(err)
+	}
+	if found := texts(t, l, engine.LogQuery{}); len(found) != 0 {
+		t.Errorf("got %q", found)
+	}
+}
+
+func TestListened_ReadsBothTables(t *testing.T) {
+	for line, want := range map[string]string{
+		"   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000":                     "127.0.0.1:8080",
+		"   0: 00000000000000000000000000000000:0BB8 00000000000000000000000000000000:0000 0A 0": "[::]:3000",
+		"   0: 00000000000000000000000001000000:0BB8 00000000000000000000000000000000:0000 0A 0": "[::1]:3000",
+		"   0: 0100007F:1F90 0100007F:C001 01 00000000:00000000":                                 "",
+		"  sl  local_address rem_address   st tx_queue rx_queue":                                 "",
+	} {
+		if got, _ := parseListener(line); got != want {
+			t.Errorf("%q: got %q, want %q", line, got, want)
+		}
+	}
+}
+
+func TestResolvConf_KeepsSearchAndOptions(t *testing.T) {
+	servers, extra := parseResolvConf("# made by hand\nnameserver 127.0.0.53\nnameserver fd00::1\noptions edns0 trust-ad\nsearch lan example.com\n")
+	if diff := cmp.Diff([]string{"127.0.0.53:53", "[fd00::1]:53"}, servers); diff != "" {
+		t.Error(diff)
+	}
+	if want := "options edns0 trust-ad\nsearch lan example.com\n"; extra != want {
+		t.Errorf("got %q, want %q", extra, want)
+	}
+}
