@@ -5,16 +5,20 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/internal/testimage"
@@ -25,10 +29,13 @@ const (
 	childDir  = "BERTH_TEST_PULL_DIR"
 	childRef  = "BERTH_TEST_PULL_REF"
 	childTiny = "BERTH_TEST_PULL_TINY" // bytes of the file system that it mounts there for itself
+	childList = "BERTH_TEST_LIST"      // layers, top first, to be mounted as an overlay at childDir and listed
 )
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(childDir); dir != "" {
+	if dir := os.Getenv(childDir); dir != "" && os.Getenv(childList) != "" {
+		os.Exit(listInChild(dir))
+	} else if dir != "" {
 		os.Exit(pullInChild(dir))
 	}
 	os.Exit(m.Run())
@@ -36,13 +43,7 @@ func TestMain(m *testing.M) {
 
 func pullInChild(dir string) int {
 	if size := os.Getenv(childTiny); size != "" {
-		// In a mount namespace of its own, which ends with this process.
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			panic(err)
-		}
-		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
-			panic(err)
-		}
+		mountForMyself("tmpfs", dir, "size="+size)
 	}
 	s, err := Open(dir, Options{})
 	if err != nil {
@@ -67,6 +68,86 @@ func pullInChild(dir string) int {
 		os.Stdout.WriteString("pulled " + image.Ref)
 	}
 	return 0
+}
+
+// mountForMyself mounts in this process's own mount namespace, which ends with it.
+func mountForMyself(kind, dir, data string) {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		panic(err)
+	}
+	if err := unix.Mount(kind, dir, kind, 0, data); err != nil {
+		panic(err)
+	}
+}
+
+func listInChild(dir string) int {
+	mountForMyself("overlay", dir, "lowerdir="+os.Getenv(childList))
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		var content []byte
+		if e.Type().IsRegular() {
+			if content, err = os.ReadFile(path); err != nil {
+				return err
+			}
+		}
+		_, err = fmt.Printf("%v %s %s\n", info.Mode(), strings.TrimPrefix(path, dir), content)
+		return err
+	})
+	if err != nil {
+		panic(err)
+	}
+	return 0
+}
+
+func TestPull_LayersMakeTheImagesFileSystemWhenMounted(t *testing.T) {
+	registry := testimage.Serve(t, testimage.Options{})
+	s := openTest(t, t.TempDir(), Options{})
+	image, err := resolveAndPull(t, s, registry.Push(t, makeImage(t,
+		gzipLayer(t, makeTar(t,
+			tar.Header{Name: "tmp/", Mode: 0o1777}, reg("tmp/old", "old"), reg("etc/hosts", "lower"), reg("etc/gone", "gone"),
+			reg("opaque/below", "x"), reg("replaced/below", "x"), reg("becomes-file/x", "x"), reg("becomes-dir", "x"),
+			reg("removed/deep/x", "x"))),
+		gzipLayer(t, makeTar(t,
+			reg("tmp/new", "new"), reg("etc/hosts", "upper"), reg("etc/.wh.gone", ""),
+			reg("opaque/", ""), reg("opaque/above", "y"), reg("opaque/.wh..wh..opq", ""),
+			reg(".wh.replaced", ""), reg("replaced/above", "y"),
+			reg(".wh.becomes-file", ""), reg("becomes-file", "f"), reg("becomes-dir/", ""), reg("becomes-dir/y", "y"),
+			reg("removed/.wh.deep", ""))),
+	), "hello:v1"), Credentials{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers := slices.Clone(image.Layers)
+	slices.Reverse(layers)
+	cmd := child(t, t.TempDir(), "", childList+"="+strings.Join(layers, ":"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `drwxr-xr-x /becomes-dir 
+-rwxr-xr-x /becomes-dir/y y
+-rwxr-xr-x /becomes-file f
+drwxr-xr-x /etc 
+-rwxr-xr-x /etc/hosts upper
+drwxr-xr-x /opaque 
+-rwxr-xr-x /opaque/above y
+drwxr-xr-x /removed 
+drwxr-xr-x /replaced 
+-rwxr-xr-x /replaced/above y
+dtrwxrwxrwx /tmp 
+-rwxr-xr-x /tmp/new new
+-rwxr-xr-x /tmp/old old
+`
+	if diff := cmp.Diff(want, string(out)); diff != "" {
+		t.Errorf("the mounted image (-want +got):\n%s", diff)
+	}
 }
 
 // child is the test binary, told to pull ref into dir.

@@ -133,7 +133,8 @@ func (p *pull) run(ctx context.Context, digest string, report func(complete, tot
 	var mu sync.Mutex
 	for id, from := range missing {
 		group.Go(func() error {
-			if err := p.layer(groupCtx, id, from); err != nil {
+			err := p.layer(groupCtx, id, func(f *flight) (*layer, error) { return p.fetch(groupCtx, f, id, from) })
+			if err != nil {
 				return err
 			}
 			mu.Lock()
@@ -147,7 +148,19 @@ func (p *pull) run(ctx context.Context, digest string, report func(complete, tot
 	if err != nil {
 		return nil, err
 	}
-	return s.remember(record{Ref: p.ref, Digest: digest, Layers: d.diffIDs, Config: d.config})
+	layers := d.diffIDs
+	parents, unpack, err := p.parents(layers)
+	if err != nil {
+		return nil, err
+	}
+	if parents != "" {
+		if err := p.layer(ctx, parents, unpack); err != nil {
+			return nil, err
+		}
+		pinned = append(pinned, parents)
+		layers = append(layers, parents)
+	}
+	return s.remember(record{Ref: p.ref, Digest: digest, Layers: layers, Config: d.config})
 }
 
 // remember makes an image known, on disk first. Its layers are pinned.
@@ -161,26 +174,29 @@ func (s *Store) remember(r record) (*Image, error) {
 	return s.add(r, time.Now()), nil
 }
 
-// layer makes one layer present and pins it: unpacks it, or waits for another pull that does so.
-func (p *pull) layer(ctx context.Context, diffID string, d v1.Descriptor) error {
+// layer makes one layer present and pins it: by unpack, or by waiting for another pull that does so.
+func (p *pull) layer(ctx context.Context, id string, unpack func(*flight) (*layer, error)) error {
 	s := p.store
 	for {
 		s.mu.Lock()
-		if l := s.layers[diffID]; l != nil {
+		if l := s.layers[id]; l != nil {
 			l.pins++
 			s.mu.Unlock()
 			return nil
 		}
-		f := s.flights[diffID]
-		if f == nil {
+		f := s.flights[id]
+		leads := f == nil
+		if leads {
 			f = &flight{done: make(chan struct{})}
-			s.flights[diffID] = f
-			s.mu.Unlock()
-			p.follow(f)
-			return p.lead(ctx, f, diffID, d)
+			s.flights[id] = f
 		}
 		s.mu.Unlock()
 		p.follow(f)
+		if leads {
+			l, err := unpack(f)
+			s.land(f, id, l, err)
+			return err
+		}
 		select {
 		case <-f.done:
 		case <-ctx.Done():
@@ -189,20 +205,18 @@ func (p *pull) layer(ctx context.Context, diffID string, d v1.Descriptor) error 
 	}
 }
 
-func (p *pull) lead(ctx context.Context, f *flight, diffID string, d v1.Descriptor) error {
-	s := p.store
-	l, err := p.fetch(ctx, f, diffID, d)
+// land ends a flight. The layer is pinned for the one who led it.
+func (s *Store) land(f *flight, id string, l *layer, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
 		l.pins = 1
-		s.layers[diffID] = l
+		s.layers[id] = l
 	} else {
 		f.read.Store(0)
 	}
-	delete(s.flights, diffID)
+	delete(s.flights, id)
 	close(f.done)
-	return err
 }
 
 // fetch downloads and unpacks a layer, again when the connection breaks.
