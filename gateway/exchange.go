@@ -110,6 +110,7 @@ func (x *exchange) fail(err error, member *member) {
 	switch {
 	case x.began:
 		x.cut = true
+		x.flush() // what there is of the response, also its head; a client that is gone is no matter here
 		if !errors.Is(err, errClientGone) && x.request.Context().Err() == nil {
 			x.gateway.config.Logger.Warn("response cut", x.logFields(err)...)
 		}

@@ -94,13 +94,26 @@ func rawInstance(t testing.TB, id string, serve func(net.Conn)) *fakeInstance {
 		t.Fatal(err)
 	}
 	var open sync.WaitGroup
-	t.Cleanup(func() { listener.Close(); open.Wait() })
+	var mu sync.Mutex
+	var conns []net.Conn
+	t.Cleanup(func() {
+		listener.Close()
+		mu.Lock()
+		for _, c := range conns {
+			c.Close()
+		}
+		mu.Unlock()
+		open.Wait()
+	})
 	go func() {
 		for {
 			c, err := listener.Accept()
 			if err != nil {
 				return
 			}
+			mu.Lock()
+			conns = append(conns, c)
+			mu.Unlock()
 			open.Go(func() {
 				defer c.Close()
 				serve(c)

@@ -37,7 +37,10 @@ func (x *exchange) forwardHTTP2(m *member) error {
 		}
 		return err
 	}
-	defer response.Body.Close()
+	defer func() {
+		cancel(nil) // else Close waits for a body that the client may never send
+		response.Body.Close()
+	}()
 	if timer != nil && !timer.Stop() {
 		return errTimeout
 	}
@@ -52,6 +55,9 @@ func (x *exchange) forwardHTTP2(m *member) error {
 	}
 	for key := range response.Trailer { // announced; net/http has taken the field away
 		header["Trailer"] = append(header["Trailer"], key)
+	}
+	if len(response.Trailer) > 0 && x.request.ProtoMajor == 1 {
+		delete(header, "Content-Length") // HTTP/1.1 has trailers only after chunks
 	}
 	x.begin(response.StatusCode)
 	if err := x.copyHTTP2(response, cancel); err != nil {

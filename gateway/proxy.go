@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -188,14 +189,14 @@ func (x *exchange) sendResponse(c *conn, head responseHead) error {
 		if n := int(head.length); int64(n) == head.length && n <= c.reader.Buffered() {
 			return x.sendBuffered(c, n) // all there: nothing to wait for, no deadline to change
 		}
-		return x.copyBody(c, c.reader, head.length)
+		return x.copyBody(c, plainReader{c.reader}, head.length)
 	case head.chunked:
 		if err := x.copyBody(c, &chunkReader{reader: c.reader}, -1); err != nil {
 			return err
 		}
 		return x.sendTrailer(c)
 	default: // to the end of the connection
-		err := x.copyBody(c, c.reader, -1)
+		err := x.copyBody(c, plainReader{c.reader}, -1)
 		if err == nil {
 			c.abort()
 		}
@@ -230,9 +231,21 @@ func (x *exchange) sendBuffered(c *conn, n int) error {
 	return err
 }
 
+// source is the body of an instance's response.
+type source interface {
+	io.Reader
+	// waits tells whether the next Read would wait for the instance.
+	waits() bool
+}
+
+// plainReader is a body that is not chunked.
+type plainReader struct{ *bufio.Reader }
+
+func (r plainReader) waits() bool { return r.Buffered() == 0 }
+
 // copyBody copies a body of left bytes, or to its end when left is -1. What has arrived is passed on before more
 // is waited for; a client that reads slowly slows the instance down.
-func (x *exchange) copyBody(c *conn, body io.Reader, left int64) error {
+func (x *exchange) copyBody(c *conn, body source, left int64) error {
 	buffer := x.gateway.buffers.Get().(*[]byte)
 	defer x.gateway.buffers.Put(buffer)
 	idle := x.activator.revision.Idle
@@ -240,7 +253,7 @@ func (x *exchange) copyBody(c *conn, body io.Reader, left int64) error {
 		c.SetReadDeadline(time.Time{}) // fails only on a closed connection, as the next read does
 	}
 	for left != 0 {
-		if c.reader.Buffered() == 0 {
+		if body.waits() {
 			if err := x.flush(); err != nil {
 				return err
 			}

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -159,88 +158,5 @@ func (x *exchange) endUpload(u *upload, c *conn) bool {
 	}
 	http.NewResponseController(x.writer).SetReadDeadline(time.Now().Add(uploadLinger))
 	<-u.done
-	return false
-}
-
-// chunkReader reads the data of a chunked body. It ends with io.EOF before the trailer. Unlike the standard
-// library's it never waits for the rest of a chunk when it has a part.
-type chunkReader struct {
-	reader interface {
-		io.Reader
-		ReadSlice(byte) ([]byte, error)
-	}
-	left  int64 // of this chunk
-	begun bool  // a chunk has been read: its CRLF comes next
-}
-
-func (d *chunkReader) Read(p []byte) (int, error) {
-	if d.left == 0 {
-		if err := d.next(); err != nil {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return 0, err
-		}
-		if d.left == 0 {
-			return 0, io.EOF
-		}
-	}
-	if int64(len(p)) > d.left {
-		p = p[:d.left]
-	}
-	n, err := d.reader.Read(p)
-	d.left -= int64(n)
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	return n, err
-}
-
-// next reads the size line of the next chunk.
-func (d *chunkReader) next() error {
-	if d.begun {
-		end, err := d.reader.ReadSlice('\n')
-		if err != nil {
-			return err
-		}
-		if string(end) != "\r\n" && string(end) != "\n" {
-			return fmt.Errorf("%w: a chunk is longer than its size", errMalformed)
-		}
-	}
-	line, err := d.reader.ReadSlice('\n')
-	if err != nil {
-		return err
-	}
-	digits := 0
-	var size int64
-	for _, c := range line {
-		value := int64(-1)
-		switch {
-		case '0' <= c && c <= '9':
-			value = int64(c - '0')
-		case 'a' <= c && c <= 'f':
-			value = int64(c-'a') + 10
-		case 'A' <= c && c <= 'F':
-			value = int64(c-'A') + 10
-		}
-		if value < 0 {
-			break
-		}
-		size = size<<4 | value
-		digits++
-	}
-	if rest := line[min(digits, len(line)):]; digits == 0 || digits > 15 || !isChunkEnd(rest) {
-		return fmt.Errorf("%w: chunk size %.40q", errMalformed, line)
-	}
-	d.left, d.begun = size, true
-	return nil
-}
-
-// isChunkEnd tells whether rest may follow a chunk's size: an extension, spaces, the line end.
-func isChunkEnd(rest []byte) bool {
-	switch rest[0] {
-	case ';', ' ', '\t', '\r', '\n':
-		return true
-	}
 	return false
 }
