@@ -70,6 +70,9 @@ func open(config Config) (_ *server, err error) {
 			s.close()
 		}
 	}()
+	if err := errors.Join(s.admission().Validate(), config.Scaling.Validate()); err != nil {
+		return nil, fmt.Errorf("checking the settings: %w", err)
+	}
 	if s.config.StateDir, err = filepath.Abs(config.StateDir); err != nil {
 		return nil, fmt.Errorf("finding state directory %q: %w", config.StateDir, err)
 	}
@@ -120,9 +123,6 @@ func open(config Config) (_ *server, err error) {
 		RevisionGone: s.revisionGone,
 	})
 	s.autoscaler.OnChange = s.reconciler.Changed
-	if err := s.admission().Validate(); err != nil {
-		return nil, fmt.Errorf("checking the settings: %w", err)
-	}
 	handler := api.New(api.Config{
 		Store: s.store, Settings: s.admission(), Token: token, Engine: s.engine, Instances: s.instances,
 		Registry: s.images.Registry(), Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
@@ -191,7 +191,6 @@ func (s *server) serveRequests(ctx context.Context, synced <-chan struct{}) erro
 		return nil
 	}
 	s.ready.Store(true)
-	s.logger.Info("ready", "api", s.addresses.API, "gateway", s.addresses.Gateway)
 	if s.config.Ready != nil {
 		s.config.Ready(s.addresses)
 	}
