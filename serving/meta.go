@@ -1,7 +1,7 @@
 package serving
 
 import (
-	v1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // The metadata types of Kubernetes under plain names.
