@@ -61,7 +61,7 @@ func (s *Store) Pull(ctx context.Context, digestRef string, credentials Credenti
 	case err == nil:
 		return image, nil
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("pulling image %q: %w", digestRef, errors.Join(context.Cause(ctx), err))
+		return nil, fmt.Errorf("pulling image %q: %w (%w)", digestRef, context.Cause(ctx), err)
 	case namesImage(err):
 		return nil, err
 	}
@@ -259,7 +259,7 @@ func (p *pull) unpackLayer(ctx context.Context, f *flight, diffID string, d v1.D
 	}
 	defer os.RemoveAll(work)
 
-	stream := &stream{ctx: ctx, from: blob, size: d.Size, read: &f.read}
+	stream := &stream{from: blob, size: d.Size, read: &f.read, ended: ctx.Err}
 	l, err = unpackStream(work, stream, s.options.Limits, s.logger)
 	if err == nil && l.DiffID != diffID {
 		err = &DigestError{What: fmt.Sprintf("layer %s of image %q, unpacked,", d.Digest, p.ref), Want: diffID, Got: l.DiffID}

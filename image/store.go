@@ -109,7 +109,11 @@ func Open(dir string, options Options) (*Store, error) {
 }
 
 func (s *Store) open() error {
+	// Layers hold setuid programs: nobody but root may get at them by this path. Mounts do not need it.
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.Chmod(s.dir, 0o700); err != nil {
 		return err
 	}
 	lock, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
@@ -140,7 +144,6 @@ func (s *Store) load() error {
 			return err
 		}
 	}
-	// Layers are read by instances under any user, the directory above them keeps everybody else out.
 	if err := s.pushes.open(); err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package image
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -22,10 +21,10 @@ const maxWindow = 128 << 20
 
 // stream reads a compressed layer as it arrives: it counts, hashes, and stops at the promised size.
 type stream struct {
-	ctx  context.Context // of the one call that the stream lives in
-	from io.Reader
-	size int64
-	read *atomic.Int64
+	from  io.Reader
+	size  int64
+	read  *atomic.Int64
+	ended func() error // not nil once the pull is to end
 
 	sum hash.Hash
 	err error // what reading met, other than the end
@@ -36,7 +35,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	if s.sum == nil {
 		s.sum = sha256.New()
 	}
-	if err := s.ctx.Err(); err != nil {
+	if err := s.ended(); err != nil {
 		s.err = err
 		return 0, err
 	}

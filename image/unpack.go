@@ -137,7 +137,7 @@ func (u *unpacker) entry(header *tar.Header, content io.Reader) error {
 	switch header.Typeflag {
 	case tar.TypeDir:
 		return u.directory(header, name)
-	case tar.TypeReg, tar.TypeRegA, tar.TypeGNUSparse, tar.TypeCont:
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
 		return u.file(header, name, content)
 	case tar.TypeSymlink:
 		return u.symlink(header, name)
