@@ -3,6 +3,7 @@ package enginetest
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"io"
 	"log"
 	"net/http/httptest"
@@ -32,7 +33,7 @@ type File struct {
 func Program(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "program")
-	build := exec.Command("go", "build", "-o", path, "github.com/berth-run/berth/engine/enginetest/program")
+	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", path, "github.com/berth-run/berth/engine/enginetest/program")
 	build.Env = append(build.Environ(), "CGO_ENABLED=0")
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the program: %v\n%s", err, output)
@@ -69,7 +70,8 @@ func (r *Registry) Push(t testing.TB, repository string, config v1.Config, layer
 		t.Fatal(err)
 	}
 	for _, files := range layers {
-		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(archive(files)), nil })
+		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(archive(files)), nil },
+			tarball.WithCompressionLevel(gzip.NoCompression), tarball.WithCompressedCaching)
 		if err != nil {
 			t.Fatal(err)
 		}
