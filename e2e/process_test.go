@@ -5,11 +5,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -20,9 +23,22 @@ import (
 // serverDir tells the re-executed test binary to be a server on a state directory.
 const serverDir = "BERTH_E2E_SERVER"
 
+// parallel is how many tests run at the same time at least.
+const parallel = 5
+
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(serverDir); dir != "" {
 		os.Exit(serve(dir))
+	}
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		// The tests wait more than they compute: more of them at a time than there are CPUs.
+		if err := flag.Set("test.parallel", strconv.Itoa(max(parallel, runtime.NumCPU()))); err != nil {
+			fmt.Fprintln(os.Stderr, "setting how many tests run at a time:", err)
+			os.Exit(2)
+		}
 	}
 	os.Exit(m.Run())
 }
