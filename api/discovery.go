@@ -2,6 +2,7 @@ package api
 
 import (
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -37,7 +38,7 @@ func (a *api) version(http.ResponseWriter, *http.Request) (any, error) {
 	if a.Version != "" {
 		git += "-" + strings.TrimPrefix(a.Version, "v")
 	}
-	return version.Info{Major: "1", Minor: "37", GitVersion: git, Platform: "linux/amd64"}, nil
+	return version.Info{Major: "1", Minor: "37", GitVersion: git, GoVersion: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}, nil
 }
 
 func (a *api) apiVersions(http.ResponseWriter, *http.Request) (any, error) {

@@ -1,11 +1,13 @@
 package api_test
 
 import (
+	"bufio"
 	"encoding/base64"
 	"encoding/pem"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -18,6 +20,16 @@ func (s *server) certificate() string {
 
 // kubectl runs the real program against the server.
 func (s *server) kubectl(stdin string, args ...string) (string, error) {
+	s.t.Helper()
+	cmd := s.command(args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	s.t.Logf("kubectl %s\n%s", strings.Join(args, " "), out)
+	return string(out), err
+}
+
+// command is kubectl with a kubeconfig for the server.
+func (s *server) command(args ...string) *exec.Cmd {
 	s.t.Helper()
 	program, err := exec.LookPath("kubectl")
 	if err != nil {
@@ -34,10 +46,7 @@ func (s *server) kubectl(stdin string, args ...string) (string, error) {
 	}
 	cmd := exec.CommandContext(s.t.Context(), program, args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+config, "HOME="+home)
-	cmd.Stdin = strings.NewReader(stdin)
-	out, err := cmd.CombinedOutput()
-	s.t.Logf("kubectl %s\n%s", strings.Join(args, " "), out)
-	return string(out), err
+	return cmd
 }
 
 // run is kubectl that must succeed and print all parts.
@@ -117,4 +126,37 @@ func TestKubectl_WaitsForAConditionByWatching(t *testing.T) {
 		s.do("PATCH", services+"/hello/status", status, "Content-Type", "application/merge-patch+json")
 	}()
 	s.run("", []string{"wait", "--for=condition=Ready", "ksvc/hello", "--timeout=20s"}, "condition met")
+}
+
+func TestKubectl_PrintsChangesAsTheyHappen(t *testing.T) {
+	s := newTLSServer(t)
+	s.created(services, hello("one"))
+	cmd := s.command("get", "ksvc", "--watch", "--output-watch-events")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	lines := bufio.NewScanner(out)
+	want := func(words ...string) {
+		t.Helper()
+		if !lines.Scan() {
+			t.Fatalf("kubectl ended: %v", lines.Err())
+		}
+		if got := strings.Fields(lines.Text()); len(got) < len(words) || !slices.Equal(got[:len(words)], words) {
+			t.Fatalf("got %q, want it to begin with %q", got, words)
+		}
+	}
+	want("EVENT", "NAME", "URL", "LATESTCREATED", "LATESTREADY", "READY", "REASON")
+	want("ADDED", "one")
+	s.created(services, hello("two"))
+	want("ADDED", "two")
+	s.do("DELETE", services+"/one", "").want(t, 200)
+	want("DELETED", "one")
 }

@@ -111,6 +111,25 @@ func TestCreate_RefusesRevisionsAndUnknownNamespaces(t *testing.T) {
 		refused(t, 404, v1.StatusReasonNotFound, `namespaces "nowhere" not found`)
 }
 
+func TestRevision_TakesLabelsAndKeepsItsSpec(t *testing.T) {
+	s := newServer(t)
+	r := &serving.Revision{ObjectMeta: serving.ObjectMeta{Name: "hello-00001", Namespace: "default"}}
+	r.Spec.Containers = []serving.Container{{Image: "registry.example/hello"}}
+	r.SetDefaults(t.Context())
+	stored := new(serving.Revision) // without the empty maps that defaulting leaves, as the platform stores it
+	if err := json.Unmarshal(encoded(t, r), stored); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.store.Create(t.Context(), stored); err != nil {
+		t.Fatal(err)
+	}
+	path := "/apis/serving.knative.dev/v1/namespaces/default/revisions/hello-00001"
+	s.do("PATCH", path, `{"metadata":{"labels":{"a":"b"}}}`, "Content-Type", "application/merge-patch+json").want(t, 200)
+	s.do("PATCH", path, `{"spec":{"timeoutSeconds":7}}`, "Content-Type", "application/merge-patch+json").
+		refused(t, 400, v1.StatusReasonBadRequest, "validation failed: Immutable fields changed (-old +new): spec")
+	s.do("DELETE", path, "").want(t, 200)
+}
+
 func TestPut_KeepsStatusAndEnforcesTheVersion(t *testing.T) {
 	s := newServer(t)
 	o := decoded[serving.Service](t, s.created(services, hello("hello")))

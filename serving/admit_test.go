@@ -136,6 +136,14 @@ func TestAdmit_RefusesAChangedTemplateUnderTheSameRevisionName(t *testing.T) {
 		t.Fatal(err)
 	}
 	old.ResourceVersion = "1"
+	same := service(t, "name: user-container, resources: {limits: {cpu: '1', memory: 512Mi}}, readinessProbe: {successThreshold: 1, tcpSocket: {port: 0}}")
+	same.Spec.Template.Name, same.ResourceVersion = "hello-one", "1"
+	same.Spec.Template.Spec.TimeoutSeconds = old.Spec.Template.Spec.TimeoutSeconds
+	same.Spec.Template.Spec.ContainerConcurrency = old.Spec.Template.Spec.ContainerConcurrency
+	same.Spec.Template.Spec.EnableServiceLinks = old.Spec.Template.Spec.EnableServiceLinks
+	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: same, Old: old}); err != nil {
+		t.Fatal("the same template is refused:", err)
+	}
 	changed := old.DeepCopy()
 	changed.Spec.Template.Spec.Containers[0].Image = "registry.example/hello:2"
 	status := refusal(t, serving.Change{New: changed, Old: old})
