@@ -217,7 +217,7 @@ func TestOpen_CleansUpAfterAServerThatWasKilled(t *testing.T) {
 	for range 3 {
 		dir := t.TempDir()
 		server := exec.Command(os.Args[0], "-test.run=^TestCrashingServer$", "-test.v")
-		server.Env = append(server.Environ(), crashDir+"="+dir)
+		server.Env = append(server.Environ(), crashDir+"="+dir, "TMPDIR="+dir)
 		output, err := server.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
