@@ -26,7 +26,7 @@ func TestStartError_SaysWhatWasSeenAndWhatToDo(t *testing.T) {
 			"the container did not listen on port 8080 within 4m0s",
 		}, {
 			StartError{Reason: ReasonNotListening, Port: 8080, Waited: 500 * time.Millisecond, Listened: []string{"127.0.0.1:8080"}},
-			"the container did not listen on port 8080 within 500ms; it listens on 127.0.0.1:8080 instead: listen on 0.0.0.0, not on 127.0.0.1",
+			"the container listens on port 8080 of 127.0.0.1 only, where no request can reach it: listen on 0.0.0.0 instead",
 		}, {
 			StartError{Reason: ReasonNotListening, Port: 8080, Waited: time.Minute, Listened: []string{"[::]:3000"}},
 			"the container did not listen on port 8080 within 1m0s; it listens on [::]:3000 instead: listen on the port given in the PORT environment variable, or set the service's port",

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"syscall"
 	"time"
@@ -60,18 +61,18 @@ func (e *StartError) Error() string {
 			b.WriteString("; raise the memory limit")
 		}
 	case ReasonNotListening:
+		if e.LoopbackOnly() {
+			fmt.Fprintf(&b, "the container listens on port %d of 127.0.0.1 only, where no request can reach it: listen on 0.0.0.0 instead", e.Port)
+			break
+		}
 		if e.Err != nil {
 			fmt.Fprintf(&b, "the container's startup probe on port %d did not pass within %s: %v", e.Port, round(e.Waited), e.Err)
 			break
 		}
 		fmt.Fprintf(&b, "the container did not listen on port %d within %s", e.Port, round(e.Waited))
 		if len(e.Listened) > 0 {
-			fmt.Fprintf(&b, "; it listens on %s instead", strings.Join(e.Listened, ", "))
-		}
-		if e.loopbackOnly() {
-			fmt.Fprintf(&b, ": listen on 0.0.0.0, not on 127.0.0.1")
-		} else if len(e.Listened) > 0 {
-			fmt.Fprintf(&b, ": listen on the port given in the PORT environment variable, or set the service's port")
+			fmt.Fprintf(&b, "; it listens on %s instead: listen on the port given in the PORT environment variable, or set the service's port",
+				strings.Join(e.Listened, ", "))
 		}
 	case ReasonWrongPlatform:
 		b.WriteString("the container's program is not for this machine (exec format error): build the image for linux/amd64")
@@ -100,12 +101,18 @@ func round(d time.Duration) time.Duration {
 // Unwrap returns the cause below.
 func (e *StartError) Unwrap() error { return e.Err }
 
-func (e *StartError) loopbackOnly() bool {
-	port := fmt.Sprintf(":%d", e.Port)
-	for _, a := range e.Listened {
-		if strings.HasSuffix(a, port) && (strings.HasPrefix(a, "127.") || strings.HasPrefix(a, "[::1]")) {
-			return true
+// LoopbackOnly tells whether the container listens on the right port, but only for itself.
+func (e *StartError) LoopbackOnly() bool {
+	only := false
+	for _, address := range e.Listened {
+		a, err := netip.ParseAddrPort(address)
+		if err != nil || int(a.Port()) != e.Port {
+			continue
 		}
+		if !a.Addr().Unmap().IsLoopback() {
+			return false
+		}
+		only = true
 	}
-	return false
+	return only
 }

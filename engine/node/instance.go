@@ -47,6 +47,7 @@ type instance struct {
 	stages   []engine.Stage
 	started  bool
 	stopping bool
+	waiting  string // what Start waits for, once that takes long
 }
 
 var _ engine.Instance = (*instance)(nil)
@@ -220,19 +221,7 @@ func (i *instance) Start(ctx context.Context) error {
 	if i.spec.Container.StartupProbe != nil {
 		probe = *i.spec.Container.StartupProbe
 	}
-	bounded, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	// The end of the container ends the probing.
-	ended := make(chan struct{})
-	defer close(ended)
-	go func() {
-		select {
-		case <-i.exited:
-			cancel()
-		case <-ended:
-		}
-	}()
-	err := awaitReady(bounded, i.link.address, probe)
+	err := i.awaitReady(ctx, timeout, probe)
 	if err == nil {
 		lap("listen")
 		return nil
@@ -240,11 +229,34 @@ func (i *instance) Start(ctx context.Context) error {
 	return i.startError(ctx, probe, time.Since(begun), err)
 }
 
+// awaitReady tries the probe until it passes. It gives up after timeout, at the container's end, and when the
+// container listens where no request can reach it.
+func (i *instance) awaitReady(ctx context.Context, timeout time.Duration, probe engine.Probe) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer cancel()
+	beside.Go(func() {
+		select {
+		case <-i.exited:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	beside.Go(func() {
+		// Who asks for the probing to begin later knows that the program takes its time.
+		if sleep(ctx, probe.InitialDelay) == nil && i.lookOut(ctx, probedPort(probe)) {
+			cancel()
+		}
+	})
+	return awaitReady(ctx, i.link.address, probe)
+}
+
 // startError says why an instance is not ready.
 func (i *instance) startError(ctx context.Context, probe engine.Probe, waited time.Duration, err error) error {
-	port := i.spec.Container.Port
 	select {
 	case <-i.exited:
+		port := i.spec.Container.Port
 		exit := i.exit
 		return &engine.StartError{Reason: engine.ReasonExited, Exit: &exit, Port: port, LastLines: exit.LastLines}
 	default:
@@ -252,14 +264,8 @@ func (i *instance) startError(ctx context.Context, probe engine.Probe, waited ti
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if probe.TCP != nil {
-		port = probe.TCP.Port
-	}
-	if probe.HTTP != nil {
-		port = probe.HTTP.Port
-	}
 	failure := &engine.StartError{
-		Reason: engine.ReasonNotListening, Port: port, Waited: waited,
+		Reason: engine.ReasonNotListening, Port: probedPort(probe), Waited: waited,
 		Listened: listened(i.process.pid), LastLines: i.output.lastLines(),
 	}
 	if probe.HTTP != nil { // of a TCP probe, "connection refused" would say no more

@@ -61,6 +61,14 @@ func awaitReady(ctx context.Context, address netip.Addr, probe engine.Probe) err
 	}
 }
 
+// probedPort is the port that a probe asks.
+func probedPort(probe engine.Probe) int {
+	if probe.HTTP != nil {
+		return probe.HTTP.Port
+	}
+	return probe.TCP.Port
+}
+
 func tryProbe(ctx context.Context, address netip.Addr, probe engine.Probe, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
