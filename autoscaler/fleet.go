@@ -34,6 +34,7 @@ type fleet struct {
 	backoff    backoff
 	failure    error
 	failures   uint64 // of starts so far: tells one failure from another
+	waiting    string // what the oldest start waits for, when it takes long
 	retry      *time.Timer
 	wokenAt    time.Time // when the first of the requests came that wait for the first instance; zero when none does
 
@@ -122,6 +123,7 @@ func (f *fleet) snapshot() *published {
 		Draining: f.count(engine.Draining),
 		Proven:   f.proven,
 		Failure:  f.failure,
+		Waiting:  f.waiting,
 	}}
 	for _, m := range f.members {
 		if m.instance == nil {
@@ -204,12 +206,28 @@ func (a *Autoscaler) look(ctx context.Context, f *fleet) {
 		f.desired = decision.Desired
 		a.change(f)
 	}
+	if waiting := f.waitsFor(); f.waiting != waiting {
+		f.waiting = waiting
+		a.change(f)
+	}
 	if idle && f.desired == 0 {
 		a.rest(f)
 		return
 	}
 	a.busy[f] = struct{}{}
 	a.follow(f, in)
+}
+
+// waitsFor asks the starting instances, oldest first, what they wait for, where the engine can tell.
+func (f *fleet) waitsFor() string {
+	for _, m := range f.members {
+		if speaker, ok := m.instance.(interface{ Waiting() string }); ok && m.state == engine.Starting {
+			if waiting := speaker.Waiting(); waiting != "" {
+				return waiting
+			}
+		}
+	}
+	return ""
 }
 
 // rest ends looking at a fleet until something happens to it, and forgets what only averages need.

@@ -70,6 +70,8 @@ type Status struct {
 	Proven bool
 	// Failure is why the newest start failed, nil when the newest start succeeded or none has ended yet.
 	Failure error
+	// Waiting is what a start that takes long waits for, "" when none does.
+	Waiting string
 }
 
 // InstanceStatus describes one instance, for lists.

@@ -137,10 +137,11 @@ func (d *deployment) judge() stage {
 			text = condition.Reason
 		}
 		if text != "" {
-			return stage{
-				step: revision.Name + " " + string(kind) + " " + condition.Reason,
-				text: fmt.Sprintf("Revision %s: %s", revision.Name, lowerFirst(text)),
+			step := revision.Name + " " + string(kind) + " " + condition.Reason
+			if kind == serving.RevisionContainerHealthy {
+				step += " " + text // what the container does changes rarely, and each time it tells something
 			}
+			return stage{step: step, text: fmt.Sprintf("Revision %s: %s", revision.Name, lowerFirst(text))}
 		}
 	}
 	return stage{step: revision.Name, text: fmt.Sprintf("Revision %s: starting", revision.Name)}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -106,6 +107,9 @@ func markInstances(s *serving.RevisionStatus, name string, declared autoscaler.R
 		reason, message := explain(name, declared.Spec.Container.Port, status.Failure)
 		s.MarkResourcesAvailableTrue()
 		s.MarkContainerHealthyFalse(reason, message)
+	case status.Waiting != "":
+		s.MarkResourcesAvailableTrue()
+		s.MarkContainerHealthyUnknown("Starting", "Waiting for "+status.Waiting)
 	default:
 		s.MarkResourcesAvailableUnknown(serving.ReasonDeploying, "Starting an instance")
 		s.MarkContainerHealthyUnknown(serving.ReasonDeploying, "")
@@ -127,15 +131,15 @@ func explain(revision string, port int, failure error) (reason, message string) 
 	if !errors.As(failure, &start) {
 		return "StartFailed", failure.Error()
 	}
-	switch start.Reason {
-	case engine.ReasonExited:
+	switch {
+	case start.Reason == engine.ReasonExited:
 		return serving.ExitCodeReason(int32(start.Exit.Code)), serving.RevisionContainerExitingMessage(start.Error())
-	case engine.ReasonNotListening:
+	case start.Reason == engine.ReasonNotListening && !start.LoopbackOnly():
 		return start.Reason, fmt.Sprintf("Revision %s is not ready and cannot serve traffic. The user provided container "+
 			"failed to start and listen on port defined by PORT=%d environment variable within the allocated timeout. This can "+
 			"happen if the port is misconfigured or if the timeout is too short. The healthcheck timeout can be extended. "+
 			"What was seen: %s", revision, port, start.Error())
-	case engine.ReasonWrongPlatform, engine.ReasonNotExecutable:
+	case slices.Contains([]string{engine.ReasonNotListening, engine.ReasonWrongPlatform, engine.ReasonNotExecutable}, start.Reason):
 		return start.Reason, "Container failed to start. Failed to start and then listen on the port defined by the PORT " +
 			"environment variable. What was seen: " + start.Error()
 	}
