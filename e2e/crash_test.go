@@ -67,7 +67,7 @@ func TestKill_DuringWritesLosesNoAcknowledgedWrite(t *testing.T) {
 		p.kill()
 		group.Wait()
 
-		p = spawn(t, dir)
+		p = p.again()
 		for n, ack := range acks {
 			newest = max(newest, versionOf(t, ack.version))
 			got, err := p.Services("default").Get(t.Context(), writtenName(n))
@@ -137,7 +137,7 @@ func TestKill_DuringPullLeavesNoHalfLayer(t *testing.T) {
 	p.kill()
 	slow.end()
 
-	p = spawn(t, dir)
+	p = p.again()
 	s = p.ready(s)
 	if a := p.get(s.Status.URL.String()); a.status != 200 {
 		t.Errorf("after the crash: %d %q", a.status, a.body)
@@ -274,7 +274,7 @@ func TestKill_DuringStartsLeavesNothingForTheNextLife(t *testing.T) {
 			t.Errorf("the killed server left %v: the test does not look where its traces are", former)
 		}
 
-		p = spawn(t, dir)
+		p = p.again()
 		p.noneOf(former)
 		for _, url := range urls {
 			if a := p.get(url); a.status != 200 {

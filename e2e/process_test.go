@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -20,8 +21,12 @@ import (
 	"github.com/berth-run/berth/server"
 )
 
-// serverDir tells the re-executed test binary to be a server on a state directory.
-const serverDir = "BERTH_E2E_SERVER"
+// Variables that tell the re-executed test binary to be a server on a state directory, and on which addresses.
+const (
+	serverDir     = "BERTH_E2E_SERVER"
+	serverAPI     = "BERTH_E2E_API"
+	serverGateway = "BERTH_E2E_GATEWAY"
+)
 
 // parallel is how many tests run at the same time at least.
 const parallel = 5
@@ -48,6 +53,8 @@ func serve(dir string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	config := settings(dir)
+	config.APIAddress = cmp.Or(os.Getenv(serverAPI), config.APIAddress)
+	config.GatewayAddress = cmp.Or(os.Getenv(serverGateway), config.GatewayAddress)
 	config.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	config.Ready = func(a server.Addresses) {
 		if err := json.NewEncoder(os.Stdout).Encode(a); err != nil {
@@ -71,12 +78,23 @@ type process struct {
 // spawn runs a server on a state directory as a process of its own. The end of the test ends it.
 func spawn(t *testing.T, dir string) *process {
 	t.Helper()
+	return spawnAt(t, dir, server.Addresses{})
+}
+
+// again runs a server that has ended once more, on the same directory and addresses.
+func (p *process) again() *process {
+	p.t.Helper()
+	return spawnAt(p.t, p.dir, p.addresses)
+}
+
+func spawnAt(t *testing.T, dir string, addresses server.Addresses) *process {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("instances need root: run the tests as root")
 	}
 	p := &process{platform: &platform{t: t, dir: dir}, log: &lockedBuffer{}}
 	p.cmd = exec.Command(os.Args[0])
-	p.cmd.Env = append(os.Environ(), serverDir+"="+dir)
+	p.cmd.Env = append(os.Environ(), serverDir+"="+dir, serverAPI+"="+addresses.API, serverGateway+"="+addresses.Gateway)
 	p.cmd.Stderr = p.log
 	output, err := p.cmd.StdoutPipe()
 	if err != nil {
