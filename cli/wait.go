@@ -17,6 +17,16 @@ import (
 // awaitReady shows how a service becomes ready and returns it when it is. When it will not be, the error is what its
 // conditions say. Interrupting it leaves the deploy going.
 func (p *program) awaitReady(ctx context.Context, berth *client.Client, service *serving.Service, shown *progress) (*serving.Service, error) {
+	return p.awaitCondition(ctx, berth, service, serving.ServiceReady, shown)
+}
+
+// awaitRouted is awaitReady for a change of the traffic alone: that the newest revision has failed is no news then,
+// and no reason against sending requests elsewhere.
+func (p *program) awaitRouted(ctx context.Context, berth *client.Client, service *serving.Service, shown *progress) (*serving.Service, error) {
+	return p.awaitCondition(ctx, berth, service, serving.ServiceRoutesReady, shown)
+}
+
+func (p *program) awaitCondition(ctx context.Context, berth *client.Client, service *serving.Service, awaited apis.ConditionType, shown *progress) (*serving.Service, error) {
 	watching, stop := context.WithCancel(ctx)
 	changes := make(chan func() error)
 	var watches sync.WaitGroup
@@ -24,7 +34,7 @@ func (p *program) awaitReady(ctx context.Context, berth *client.Client, service 
 	defer stop()
 
 	state := deployment{
-		service: service, revisions: map[string]*serving.Revision{},
+		awaited: awaited, service: service, revisions: map[string]*serving.Revision{},
 		generation: service.Generation, before: service.Status.LatestCreatedRevisionName,
 	}
 	follow(watching, &watches, changes, berth.Services(service.Namespace).Watch(watching, client.Selector{Name: service.Name}),
@@ -50,7 +60,11 @@ func (p *program) awaitReady(ctx context.Context, berth *client.Client, service 
 		stage := state.judge()
 		switch {
 		case stage.failure != "":
-			return state.service, fmt.Errorf("deploying service %q: %s", service.Name, stage.failure)
+			doing := "deploying service"
+			if awaited == serving.ServiceRoutesReady {
+				doing = "moving the traffic of service"
+			}
+			return state.service, fmt.Errorf("%s %q: %s", doing, service.Name, stage.failure)
 		case stage.ready:
 			return state.service, nil
 		}
@@ -91,6 +105,7 @@ func follow[T serving.Object](ctx context.Context, watches *sync.WaitGroup, chan
 
 // deployment is what is known of a deploy that goes on.
 type deployment struct {
+	awaited    apis.ConditionType // what ends it, when it is true or false
 	service    *serving.Service
 	revisions  map[string]*serving.Revision
 	generation int64  // of the service that was written
@@ -112,12 +127,14 @@ func (d *deployment) judge() stage {
 		return stage{step: "accepted", text: fmt.Sprintf("Service %s: accepted", name)}
 	}
 	revision := d.revisions[d.service.Status.LatestCreatedRevisionName]
-	ready := d.service.Status.GetCondition(serving.ServiceReady)
+	ready := d.service.Status.GetCondition(d.awaited)
 	switch {
 	case ready.IsTrue():
 		return stage{ready: true}
 	case ready.IsFalse():
 		return stage{failure: d.failure(ready, revision)}
+	case d.awaited == serving.ServiceRoutesReady:
+		return d.routing(name)
 	case revision == nil:
 		return stage{step: "creating", text: fmt.Sprintf("Service %s: creating a revision", name)}
 	case d.service.Status.GetCondition(serving.ServiceConfigurationsReady).IsTrue():
@@ -126,6 +143,8 @@ func (d *deployment) judge() stage {
 		return stage{step: "creating", text: fmt.Sprintf("Service %s: creating a revision", name)}
 	case revision.Status.GetCondition(serving.RevisionReady).IsTrue():
 		return stage{step: revision.Name + " ready", text: fmt.Sprintf("Revision %s: ready", revision.Name)}
+	case revision.Status.GetCondition(serving.RevisionReady).IsFalse(): // the service will say so in a moment, and why
+		return stage{step: revision.Name + " failed", text: fmt.Sprintf("Revision %s: failed", revision.Name)}
 	}
 	for _, kind := range []apis.ConditionType{serving.RevisionResourcesAvailable, serving.RevisionContainerHealthy} {
 		condition := revision.Status.GetCondition(kind)
@@ -162,7 +181,7 @@ func (d *deployment) failure(ready *apis.Condition, revision *serving.Revision) 
 	if message == "" {
 		message = ready.Reason
 	}
-	if revision == nil {
+	if revision == nil || d.awaited == serving.ServiceRoutesReady {
 		return message
 	}
 	cause := revision.Status.GetCondition(serving.RevisionReady)

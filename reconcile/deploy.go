@@ -51,11 +51,27 @@ func markRoute(s *serving.Service, route *serving.Route, configuration *serving.
 		s.Status.MarkRouteNotReconciled()
 	default:
 		s.Status.PropagateRouteStatus(&route.Status)
+		if isOfFormerTemplate(route, configuration) {
+			s.Status.MarkRouteNotYetReady()
+		}
 		if route.IsReady() && configuration != nil &&
 			!sendsToLatest(s.Spec.Traffic, route.Status.Traffic, configuration.Status.LatestReadyRevisionName) {
 			s.Status.MarkRouteNotYetReady()
 		}
 	}
+}
+
+// isOfFormerTemplate tells whether a route has failed because its configuration had, while the configuration is at
+// work on another template since: clients take a failed service as final.
+func isOfFormerTemplate(route *serving.Route, configuration *serving.Configuration) bool {
+	if configuration == nil || configuration.Generation == configuration.Status.ObservedGeneration && configuration.IsFailed() {
+		return false
+	}
+	var failed serving.RouteStatus
+	failed.InitializeConditions()
+	failed.MarkConfigurationFailed(configuration.Name)
+	have, former := route.Status.GetCondition(serving.RouteAllTrafficAssigned), failed.GetCondition(serving.RouteAllTrafficAssigned)
+	return have.IsFalse() && have.Reason == former.Reason && have.Message == former.Message
 }
 
 // markConfiguration tells how the service's configuration is; nil means that it belongs to somebody else.

@@ -236,6 +236,31 @@ func TestDeploy_RevisionThatExitsLeavesTrafficAndSaysWhy(t *testing.T) {
 	}
 }
 
+func TestDeploy_AfterOneThatFailedHasNotFailedBeforeItIsTried(t *testing.T) {
+	h := newHouse(t, t.TempDir())
+	h.declare("hello", "registry/broken", "")
+	h.settle("hello", failed)
+	watch, err := h.store.Watch(t.Context(), serving.KindService, "default", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Stop()
+	h.declare("hello", "registry/hello", "")
+	for event := range watch.Events() {
+		s := event.Object.(*serving.Service)
+		if s.Generation == 1 || s.Status.ObservedGeneration != s.Generation {
+			continue
+		}
+		if s.IsFailed() {
+			t.Fatalf("the second deploy is said to have failed: %v", s.Status.Conditions)
+		}
+		if s.IsReady() {
+			return
+		}
+	}
+	t.Fatal("the watch ended")
+}
+
 func TestDeploy_MissingImageFailsAllTheWayUp(t *testing.T) {
 	h := newHouse(t, t.TempDir())
 	h.declare("hello", "registry/missing", "")
