@@ -120,7 +120,7 @@ func (p *program) updateTraffic(ctx context.Context, berth *client.Client, names
 		return nil
 	}
 	shown := p.newProgress()
-	service, err = p.awaitReady(ctx, berth, service, shown)
+	service, err = p.awaitRouted(ctx, berth, service, shown)
 	shown.end()
 	if err != nil {
 		return err

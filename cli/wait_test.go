@@ -53,7 +53,7 @@ func TestDeployment_JudgesByConditionsOfWhatWasWritten(t *testing.T) {
 			stage{failure: "Because"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			d := deployment{service: &serving.Service{}, revisions: map[string]*serving.Revision{}, generation: 2, before: "r1"}
+			d := deployment{awaited: serving.ServiceReady, service: &serving.Service{}, revisions: map[string]*serving.Revision{}, generation: 2, before: "r1"}
 			d.service.Name = "hello"
 			d.service.Status.ObservedGeneration = test.observed
 			d.service.Status.LatestCreatedRevisionName = test.latest
