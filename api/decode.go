@@ -120,6 +120,9 @@ func decode(body []byte, format string, s strictness, what string, into any) (wa
 	}
 	unknown, err := json.UnmarshalStrict(body, into)
 	if err != nil {
+		if where := serving.QuantityError(body); where != nil {
+			err = where
+		}
 		return nil, badRequest("%s: %s", what, err)
 	}
 	for _, e := range unknown {

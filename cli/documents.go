@@ -84,6 +84,9 @@ func readDocument(place string, encoded []byte) ([]document, error) {
 	if err == nil && len(mistakes) > 0 {
 		err = mistakes[0]
 	}
+	if where := serving.QuantityError(encoded); err != nil && where != nil {
+		err = where
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %s %q: %w", place, kind.Singular, object.GetName(), err)
 	}
