@@ -160,47 +160,110 @@ func (p *platform) unharmed(l *load) {
 
 func TestRollout_UnderLoadFailsNoRequest(t *testing.T) {
 	t.Parallel()
+	rolloutUnderLoad(t, "http1", "HTTP/1.1")
+}
+
+func TestRollout_UnderLoadFailsNoRequestOverHTTP2(t *testing.T) {
+	t.Parallel()
+	rolloutUnderLoad(t, "h2c", "HTTP/2.0")
+}
+
+// rolloutUnderLoad rolls revisions out and traffic back and forth, while users ask. Instances are spoken to in the
+// protocol of the port's name.
+func rolloutUnderLoad(t *testing.T, port, protocol string) {
 	p := start(t, nil)
 	image := program(t, "echo")
-	deploy := func(version int) (revision, url string) {
-		s := service("echo", image, fmt.Sprint("VERSION=", version))
+	version := 0
+	declare := func(env ...string) *serving.Service {
+		version++
+		s := service("echo", image, append(env, fmt.Sprint("VERSION=", version))...)
 		ten := int64(10)
 		s.Spec.Template.Spec.ContainerConcurrency = &ten
-		s = p.deploy(s)
-		return s.Status.LatestReadyRevisionName, s.Status.URL.String()
+		s.Spec.Template.Spec.Containers[0].Ports = []serving.ContainerPort{{Name: port, ContainerPort: 8080}}
+		return s
 	}
-	first, url := deploy(0)
+	s := p.deploy(declare())
+	first, url := s.Status.LatestReadyRevisionName, s.Status.URL.String()
+	if a := p.get(url); !strings.Contains(a.body, protocol) {
+		t.Fatalf("the instance got %q, want %s", a.body, protocol)
+	}
 	l := p.startLoad(url)
 	p.awaitServed(l, first, 50)
 	last := first
-	for version := range 4 {
+	for range 4 {
 		before := last
-		last, _ = deploy(version + 1)
+		last = p.deploy(declare()).Status.LatestReadyRevisionName
 		if last == before {
-			t.Fatalf("version %d made no revision", version+1)
+			t.Fatalf("version %d made no revision", version)
 		}
 		p.awaitServed(l, last, 50)
 	}
+	// A revision that cannot start gets no traffic.
+	broken := declare()
+	broken.Spec.Template.Spec.Containers[0].Command = []string{"/no-such-program"}
+	if why := p.failed(p.apply(broken)); !strings.Contains(why, "/no-such-program") {
+		t.Errorf("the broken revision failed with %q", why)
+	}
+	p.awaitServed(l, last, 50)
 	// Split between the first, long at zero, and the last; then move everything to the first, and back.
 	p.mustBerth("services", "update-traffic", "echo", "--to-revisions", first+"=50,"+last+"=50")
 	p.awaitServed(l, first, 100)
 	p.awaitServed(l, last, 100)
 	p.mustBerth("services", "update-traffic", "echo", "--to-revisions", first+"=100")
-	p.await("the last revision's instances to stop", func() error {
-		instances, err := p.Instances(t.Context(), "")
+	p.awaitStopped(last)
+	p.mustBerth("services", "update-traffic", "echo", "--to-revisions", last+"=100")
+	p.awaitServed(l, last, 100)
+	p.unharmed(l)
+}
+
+// awaitStopped waits until no instance of a revision runs.
+func (p *platform) awaitStopped(revision string) {
+	p.t.Helper()
+	p.await("the instances of "+revision+" to stop", func() error {
+		instances, err := p.Instances(p.t.Context(), "")
 		if err != nil {
 			return err
 		}
 		for _, i := range instances {
-			if i.Revision == last && i.State != "prepared" {
+			if i.Revision == revision && i.State != "prepared" {
 				return fmt.Errorf("%s is %s", i.ID, i.State)
 			}
 		}
 		return nil
 	})
-	p.mustBerth("services", "update-traffic", "echo", "--to-latest")
-	p.awaitServed(l, last, 100)
-	p.unharmed(l)
+}
+
+func TestService_MadeAgainWhileItsFormerInstanceWorks(t *testing.T) {
+	t.Parallel()
+	p := start(t, nil)
+	image := program(t, "echo")
+	url := p.deploy(service("echo", image, "LIFE=1")).Status.URL.String()
+	for life := range 3 {
+		long := p.begin(url + "/slow?ms=4000")
+		if first := long.line(); first != "first" {
+			t.Fatalf("the long request began with %q", first)
+		}
+		before := p.get(url)
+		p.mustBerth("services", "delete", "echo")
+		// Its first revision has the name that the former one's had.
+		p.deploy(service("echo", image, fmt.Sprint("LIFE=", life+2)))
+		if a := p.get(url); a.status != 200 || instanceOf(t, a) == instanceOf(t, before) {
+			t.Errorf("made again, it answers %d %q, before %q", a.status, a.body, before.body)
+		}
+		if rest := long.rest(); rest != "second\n" {
+			t.Errorf("the request in flight ended with %q", rest)
+		}
+	}
+}
+
+// instanceOf reads which instance answered from an answer of echo.
+func instanceOf(t *testing.T, a answer) string {
+	t.Helper()
+	var e struct{ Instance string }
+	if err := json.Unmarshal([]byte(a.body), &e); err != nil || e.Instance == "" {
+		t.Errorf("answer %q: %v", a.body, err)
+	}
+	return e.Instance
 }
 
 func TestScaleIn_WaitsForRequestsInFlight(t *testing.T) {
@@ -350,18 +413,7 @@ func TestRollout_CutsNoWebSocketAndNoStream(t *testing.T) {
 	if err := socket.Close(); err != nil {
 		t.Error(err)
 	}
-	p.await("the first revision's instance to stop, as nobody is connected to it", func() error {
-		instances, err := p.Instances(t.Context(), "")
-		if err != nil {
-			return err
-		}
-		for _, i := range instances {
-			if i.Revision == first && i.State != "prepared" {
-				return fmt.Errorf("%s is %s", i.ID, i.State)
-			}
-		}
-		return nil
-	})
+	p.awaitStopped(first) // nobody is connected to it any more
 }
 
 // dialWebSocket opens a WebSocket to /websocket of a service. The end of the test closes it.
