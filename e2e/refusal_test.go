@@ -86,7 +86,9 @@ func TestServer_RefusesARuntimeThatIsNotThere(t *testing.T) {
 	t.Parallel()
 	config := settings(stateDir(t))
 	config.Runtime = "/nonexistent"
-	refused(t, config, "OCI runtime", "/nonexistent", "install")
+	refused(t, config, "OCI runtime", "/nonexistent", "no such file", "--runtime")
+	config.Runtime = "nonexistent"
+	refused(t, config, "OCI runtime", "nonexistent", "$PATH", "install")
 	// Nothing of the attempt is in the way of the next one.
 	p := startIn(t, config.StateDir, nil)
 	if a := p.get(p.deploy(service("hello", program(t, "hello"))).Status.URL.String()); a.status != 200 {
@@ -149,15 +151,18 @@ func TestServer_RefusesToRunWithoutRoot(t *testing.T) {
 	if err := copyFile(binary, os.Args[0]); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), binary)
-	cmd.Env = append(os.Environ(), serverDir+"="+filepath.Join(dir, "state"))
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
-	output, err := cmd.CombinedOutput()
-	if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 1 {
-		t.Errorf("the server ended with %v, want exit code 1", err)
+	// On a directory of its own, and on one that only root may make, as the default is.
+	for _, state := range []string{filepath.Join(dir, "state"), stateDir(t)} {
+		cmd := exec.CommandContext(t.Context(), binary)
+		cmd.Env = append(os.Environ(), serverDir+"="+state)
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		output, err := cmd.CombinedOutput()
+		if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 1 {
+			t.Errorf("on %s the server ended with %v, want exit code 1", state, err)
+		}
+		named(t, strings.TrimSpace(string(output)), "run berth as root")
 	}
-	named(t, strings.TrimSpace(string(output)), "root")
 }
 
 func copyFile(to, from string) error {

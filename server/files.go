@@ -14,12 +14,12 @@ import (
 // lockDir makes the state directory and takes it for this server. The lock ends with the process, however it ends.
 func lockDir(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making state directory: %w", err)
+		return nil, fmt.Errorf("making state directory: %w%s", err, withoutRoot(err))
 	}
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("locking state directory: %w", err)
+		return nil, fmt.Errorf("locking state directory: %w%s", err, withoutRoot(err))
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		owner, _ := os.ReadFile(path)
@@ -34,6 +34,14 @@ func lockDir(dir string) (*os.File, error) {
 		_, err = fmt.Fprintln(f, os.Getpid())
 	}
 	return f, nil
+}
+
+// withoutRoot is what to do about an error of a server that not root has started; "" when it is another one.
+func withoutRoot(err error) string {
+	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
+		return "; run berth as root: containers, networks and limits are made by root only"
+	}
+	return ""
 }
 
 // listen takes an address for one of the servers.

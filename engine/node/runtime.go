@@ -43,6 +43,9 @@ func findRuntime(wanted string) (*ociRuntime, error) {
 			path = found
 			break
 		}
+		if strings.Contains(name, "/") {
+			return nil, fmt.Errorf("finding the OCI runtime %q: %w; give --runtime the name or path of one, or leave it out to use crun or runc", name, err)
+		}
 	}
 	if path == "" {
 		return nil, fmt.Errorf("finding an OCI runtime: there is no %s in $PATH; install one with: apt-get install crun", strings.Join(names, " and no "))
