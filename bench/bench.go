@@ -67,7 +67,8 @@ func (s *Server) awaitReady(ctx context.Context) error {
 			if s.Client, err = client.New(config); err != nil {
 				return err
 			}
-			if answer, err := http.Get(config.Server + "/readyz"); err == nil {
+			asking := http.Client{Transport: s.Client.Transport()}
+			if answer, err := asking.Get(config.Server + "/readyz"); err == nil {
 				answer.Body.Close()
 				if answer.StatusCode == http.StatusOK {
 					return nil

@@ -16,10 +16,11 @@ func (p *program) publish(ctx context.Context, berth *client.Client, namespace, 
 	if f.source == "" && !image.IsLocal(f.image) {
 		return f.image, nil
 	}
-	server, err := url.Parse(berth.Server())
+	address, err := url.Parse(berth.Server())
 	if err != nil {
 		return "", fmt.Errorf("parsing the server's URL: %w", err)
 	}
+	server := image.Server{URL: address, Token: berth.Token(), Transport: berth.Transport()}
 	push := func(complete, total int64) {
 		shown.show("pushing", fmt.Sprintf("Image: pushing %s", amount(complete, total)))
 	}
@@ -31,14 +32,14 @@ func (p *program) publish(ctx context.Context, berth *client.Client, namespace, 
 			return "", err
 		}
 		shown.show("pushing", "Image: pushing")
-		return image.Push(ctx, built, server, berth.Token(), repository, push)
+		return image.Push(ctx, built, server, repository, push)
 	}
 	loaded, err := image.Load(f.image)
 	if err != nil {
 		return "", err
 	}
 	shown.show("pushing", "Image: pushing")
-	return image.Push(ctx, loaded, server, berth.Token(), repository, push)
+	return image.Push(ctx, loaded, server, repository, push)
 }
 
 // amount is how much of something is done: "12.3 of 45.6 MiB".

@@ -25,7 +25,7 @@ const maxBody = 512 << 20
 
 // Config says where a server is and how to speak to it.
 type Config struct {
-	Server    string // URL of the API: "http://127.0.0.1:8081"
+	Server    string // URL of the API: "https://127.0.0.1:8081"
 	Token     string // bearer token; "" sends none
 	CA        []byte // PEM certificates to trust instead of the machine's; nil is the machine's
 	Insecure  bool   // do not verify the server's certificate
@@ -70,6 +70,9 @@ func New(config Config) (*Client, error) {
 
 // Server is the URL that the client speaks to.
 func (c *Client) Server() string { return c.server.String() }
+
+// Transport speaks to the server, for requests that the client has no method for. It does not send the token.
+func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
 
 // Token is the bearer token that the client sends.
 func (c *Client) Token() string { return c.token }

@@ -11,10 +11,16 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// Push sends an image to the registry of a Berth server, whose URL is server and API token is token, and returns
-// its name there: berth.localhost/REPO@sha256:…. What the server has already is not sent again. report, which may
+// Server is the registry of a Berth server.
+type Server struct {
+	URL       *url.URL          // the API's
+	Token     string            // the API's
+	Transport http.RoundTripper // trusts the API's certificate
+}
+
+// Push sends an image to the registry of a Berth server, and returns its name there: berth.localhost/REPO@sha256:…. What the server has already is not sent again. report, which may
 // be nil, is called from one goroutine at a time with the compressed bytes sent and to be sent.
-func Push(ctx context.Context, pushed v1.Image, server *url.URL, token, repo string, report func(complete, total int64)) (string, error) {
+func Push(ctx context.Context, pushed v1.Image, server Server, repo string, report func(complete, total int64)) (string, error) {
 	digest, err := pushed.Digest()
 	if err != nil {
 		return "", fmt.Errorf("pushing image %q: %w", repo, err)
@@ -24,17 +30,17 @@ func Push(ctx context.Context, pushed v1.Image, server *url.URL, token, repo str
 		return "", err
 	}
 	var options []name.Option
-	if server.Scheme == "http" {
+	if server.URL.Scheme == "http" {
 		options = append(options, name.Insecure)
 	}
-	ref, err := name.NewDigest(server.Host+"/"+repo+"@"+digest.String(), options...)
+	ref, err := name.NewDigest(server.URL.Host+"/"+repo+"@"+digest.String(), options...)
 	if err != nil {
-		return "", fmt.Errorf("pushing image %q to %s: %w", repo, server, err)
+		return "", fmt.Errorf("pushing image %q to %s: %w", repo, server.URL, err)
 	}
 	ended := make(chan struct{})
 	write := []remote.Option{
 		remote.WithContext(ctx),
-		remote.WithTransport(bearer{token: token, host: server.Host, next: remote.DefaultTransport}),
+		remote.WithTransport(bearer{token: server.Token, host: server.URL.Host, next: server.Transport}),
 		remote.WithUserAgent("berth"),
 	}
 	if report == nil {
@@ -54,7 +60,7 @@ func Push(ctx context.Context, pushed v1.Image, server *url.URL, token, repo str
 	err = remote.Write(ref, pushed, write...)
 	<-ended
 	if err != nil {
-		return "", fmt.Errorf("pushing image %q to %s: %w", repo, server, err)
+		return "", fmt.Errorf("pushing image %q to %s: %w", repo, server.URL, err)
 	}
 	return local.Name(), nil
 }

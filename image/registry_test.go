@@ -50,7 +50,7 @@ func TestPush_MakesAnImageThatPullsWithoutTheNetworkAlsoAfterAReopen(t *testing.
 	server := serveStore(t, s, "t0ken")
 	pushed := makeImage(t, gzipLayer(t, makeTar(t, reg("a", strings.Repeat("1", 100000)))), zstdLayer(t, makeTar(t, reg("b", "2"))))
 	var complete, total int64
-	ref, err := Push(t.Context(), pushed, server, "t0ken", "team/hello", func(c, n int64) { complete, total = c, n })
+	ref, err := Push(t.Context(), pushed, Server{URL: server, Token: "t0ken", Transport: http.DefaultTransport}, "team/hello", func(c, n int64) { complete, total = c, n })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestPush_MakesAnImageThatPullsWithoutTheNetworkAlsoAfterAReopen(t *testing.
 	if complete != total || total == 0 {
 		t.Errorf("the last progress is %d of %d", complete, total)
 	}
-	if _, err := Push(t.Context(), pushed, server, "t0ken", "team/hello", nil); err != nil {
+	if _, err := Push(t.Context(), pushed, Server{URL: server, Token: "t0ken", Transport: http.DefaultTransport}, "team/hello", nil); err != nil {
 		t.Errorf("pushing again: %v", err)
 	}
 	if err := s.Close(); err != nil {
@@ -86,10 +86,10 @@ func TestPush_MakesAnImageThatPullsWithoutTheNetworkAlsoAfterAReopen(t *testing.
 func TestPush_RefusesABadTokenAndABadName(t *testing.T) {
 	s := openTest(t, t.TempDir(), Options{})
 	server := serveStore(t, s, "t0ken")
-	if _, err := Push(t.Context(), makeImage(t), server, "wrong", "hello", nil); err == nil || !strings.Contains(err.Error(), "401") {
+	if _, err := Push(t.Context(), makeImage(t), Server{URL: server, Token: "wrong", Transport: http.DefaultTransport}, "hello", nil); err == nil || !strings.Contains(err.Error(), "401") {
 		t.Errorf("got error %v, want one with 401", err)
 	}
-	if _, err := Push(t.Context(), makeImage(t), server, "t0ken", "UPPER", nil); err == nil || !strings.Contains(err.Error(), "UPPER") {
+	if _, err := Push(t.Context(), makeImage(t), Server{URL: server, Token: "t0ken", Transport: http.DefaultTransport}, "UPPER", nil); err == nil || !strings.Contains(err.Error(), "UPPER") {
 		t.Errorf("got error %v, want one with the name", err)
 	}
 }
@@ -212,7 +212,7 @@ func TestCollect_RemovesPushedImagesThatNothingUses(t *testing.T) {
 	s := openTest(t, t.TempDir(), Options{})
 	server := serveStore(t, s, "")
 	push := func(repo, content string) string {
-		ref, err := Push(t.Context(), makeImage(t, gzipLayer(t, makeTar(t, reg("a", "shared"))), gzipLayer(t, makeTar(t, reg("b", content)))), server, "", repo, nil)
+		ref, err := Push(t.Context(), makeImage(t, gzipLayer(t, makeTar(t, reg("a", "shared"))), gzipLayer(t, makeTar(t, reg("b", content)))), Server{URL: server, Transport: http.DefaultTransport}, repo, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

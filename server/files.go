@@ -2,6 +2,7 @@ package server
 
 import (
 	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -74,20 +75,22 @@ func ensureToken(path string) (string, error) {
 }
 
 // writeKubeconfig writes what kubectl, kn and berth's own commands need to reach the API.
-func writeKubeconfig(path, server, token string) error {
+func writeKubeconfig(path, server string, trusted []byte, token string) error {
 	return writeFile(path, fmt.Sprintf(`apiVersion: v1
 kind: Config
 current-context: berth
 clusters:
 - name: berth
-  cluster: {server: %q}
+  cluster:
+    server: %q
+    certificate-authority-data: %s
 users:
 - name: admin
   user: {token: %q}
 contexts:
 - name: berth
   context: {cluster: berth, user: admin, namespace: default}
-`, server, token))
+`, server, base64.StdEncoding.EncodeToString(trusted), token))
 }
 
 // writeFile replaces a file that only its owner may read, all or nothing.

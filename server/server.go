@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -126,16 +127,22 @@ func open(config Config) (_ *server, err error) {
 	handler := api.New(api.Config{
 		Store: s.store, Settings: s.admission(), Token: token, Engine: s.engine, Instances: s.instances,
 		Registry: s.images.Registry(), Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
-		Ready: s.readiness, Logger: s.logger,
+		Ready: s.readiness, Version: Version(), Logger: s.logger,
 	})
+	certificate, trusted, err := ensureCertificate(s.path("certificate.pem"), s.addresses.API)
+	if err != nil {
+		return nil, err
+	}
 	s.api = &http.Server{
-		Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+		// The API's own limit on headers is lower, and answers as Kubernetes does.
+		Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 1 << 20,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12},
+		ErrorLog:  slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
 	if err := s.ensureNamespace("default"); err != nil {
 		return nil, err
 	}
-	if err := writeKubeconfig(s.addresses.Kubeconfig, "http://"+s.addresses.API, token); err != nil {
+	if err := writeKubeconfig(s.addresses.Kubeconfig, "https://"+s.addresses.API, trusted, token); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -164,7 +171,8 @@ func (s *server) run(ctx context.Context) error {
 	part("scaling", func() error { return s.autoscaler.Run(control) })
 	part("collecting images", func() error { return s.collectImages(control) })
 	part("serving the API", func() error {
-		if err := s.api.Serve(s.apiListener); !errors.Is(err, http.ErrServerClosed) {
+		s.api.BaseContext = func(net.Listener) context.Context { return control } // ends watches and log streams
+		if err := s.api.ServeTLS(s.apiListener, "", ""); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
@@ -200,10 +208,10 @@ func (s *server) serveRequests(ctx context.Context, synced <-chan struct{}) erro
 	return nil
 }
 
-// collectImages deletes, every few minutes, images that no revision uses.
+// collectImages deletes, every few minutes, images that no revision uses and no instance runs: that of a deleted
+// service still runs while its requests finish.
 func (s *server) collectImages(ctx context.Context) error {
-	const every, keep = 10 * time.Minute, time.Hour
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(min(10*time.Minute, max(time.Second, s.config.ImageKeep)))
 	defer tick.Stop()
 	for {
 		select {
@@ -216,13 +224,13 @@ func (s *server) collectImages(ctx context.Context) error {
 			s.logger.Warn("listing revisions to collect images", "error", err)
 			continue
 		}
-		var used []string
+		used := s.engine.Images()
 		for _, o := range revisions {
 			for _, status := range o.(*serving.Revision).Status.ContainerStatuses {
 				used = append(used, status.ImageDigest)
 			}
 		}
-		freed, err := s.images.Collect(ctx, used, keep)
+		freed, err := s.images.Collect(ctx, used, s.config.ImageKeep)
 		if err != nil {
 			s.logger.Warn("collecting images", "error", err)
 		} else if freed > 0 {
