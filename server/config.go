@@ -27,7 +27,7 @@ type Config struct {
 	DockerConfig       string        `flag:"docker-config" help:"Docker's config.json with registry credentials (default: $DOCKER_CONFIG/config.json or ~/.docker/config.json)"`
 	LogKeep            ByteSize      `flag:"log-keep" help:"bytes of log kept for each revision"`
 	PullTimeout        time.Duration `flag:"pull-timeout" help:"longest time to pull one image"`
-	ImageKeep          time.Duration `flag:"image-keep" help:"time that an image is kept after its last use by a revision that exists"`
+	ImageKeep          time.Duration `flag:"image-keep" help:"how long an image that no revision uses is kept"`
 
 	RevisionTimeout    time.Duration `flag:"revision-timeout" help:"request timeout of services that set none"`
 	MaxRevisionTimeout time.Duration `flag:"max-revision-timeout" help:"longest request timeout that a service may set"`

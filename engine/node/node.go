@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -325,4 +326,17 @@ func (e *Engine) release() error {
 		errs = append(errs, e.lock.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// Images lists the images, as references by digest, that instances are made from.
+func (e *Engine) Images() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var images []string
+	for _, i := range e.instances {
+		if image := i.spec.Container.Image; !slices.Contains(images, image) {
+			images = append(images, image)
+		}
+	}
+	return images
 }
