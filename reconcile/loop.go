@@ -20,8 +20,8 @@ type key struct{ kind, namespace, name string }
 
 func (k key) String() string { return k.kind + " " + k.namespace + "/" + k.name }
 
-// Run reconciles until ctx ends. It calls synced once, when every object that was stored at the start has been
-// looked at: the gateway's table is then complete.
+// Run reconciles until ctx ends, and then returns nil. It calls synced once, when every object that was stored at
+// the start has been looked at: the gateway's table is then complete.
 func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 	defer r.fetches.Wait()
 	defer r.queue.close()
@@ -32,7 +32,10 @@ func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 	var first []key
 	for i, kind := range kinds {
 		objects, version, err := r.Store.List(ctx, kind, "")
-		if err != nil {
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
 			return fmt.Errorf("listing %s: %w", kind.Plural, err)
 		}
 		versions[i] = version
@@ -43,6 +46,9 @@ func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 	}
 	for _, k := range first {
 		r.attempt(ctx, k)
+	}
+	if ctx.Err() != nil {
+		return nil
 	}
 	synced()
 

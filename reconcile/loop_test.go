@@ -1,10 +1,15 @@
 package reconcile
 
 import (
+	"context"
+	"log/slog"
+	"path/filepath"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/berth-run/berth/store/bolt"
 )
 
 func TestQueue_HandsOutAKeyToOneWorkerAtATime(t *testing.T) {
@@ -93,5 +98,19 @@ func TestQueue_CloseFreesEveryWorker(t *testing.T) {
 	q.add(key{"services", "default", "late"})
 	if len(q.waiting) != 0 {
 		t.Fatal("a closed queue took a key")
+	}
+}
+
+func TestRun_StoppedBeforeItHasReadEverythingEndsWithoutAnErrorAndIsNotSynced(t *testing.T) {
+	objects, err := bolt.Open(filepath.Join(t.TempDir(), "objects.db"), bolt.Options{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer objects.Close()
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	r := New(Config{Store: objects, Logger: slog.New(slog.DiscardHandler)})
+	if err := r.Run(stopped, func() { t.Error("what was not read counts as synced") }); err != nil {
+		t.Errorf("Run ended with: %v", err)
 	}
 }
