@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"knative.dev/pkg/apis"
 
 	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/engine"
@@ -264,16 +265,13 @@ func TestDeploy_AfterOneThatFailedHasNotFailedBeforeItIsTried(t *testing.T) {
 func TestDeploy_MissingImageFailsAllTheWayUp(t *testing.T) {
 	h := newHouse(t, t.TempDir())
 	h.declare("hello", "registry/missing", "")
-	s := h.settle("hello", failed)
-	for _, c := range []string{"ConfigurationsReady", "RoutesReady", "Ready"} {
-		found := false
-		for _, condition := range s.Status.Conditions {
-			if string(condition.Type) == c {
-				found = condition.IsFalse() && condition.Reason != "" && condition.Message != ""
-			}
-		}
-		if !found {
-			t.Errorf("condition %s is not false with a reason: %v", c, s.Status.Conditions)
+	// The service has failed as soon as its configuration has; its route follows.
+	s := h.settle("hello", func(s *serving.Service) bool {
+		return s.IsFailed() && s.Status.GetCondition(serving.ServiceRoutesReady).IsFalse()
+	})
+	for _, kind := range []apis.ConditionType{serving.ServiceConfigurationsReady, serving.ServiceRoutesReady, serving.ServiceReady} {
+		if c := s.Status.GetCondition(kind); !c.IsFalse() || c.Reason == "" || c.Message == "" {
+			t.Errorf("condition %s is not false with a reason: %v", kind, c)
 		}
 	}
 	if code, _ := h.ask("hello.default.example.com"); code != 404 {
