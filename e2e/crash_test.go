@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/berth-run/berth/client"
 	"github.com/berth-run/berth/internal/testimage"
@@ -281,6 +282,29 @@ func TestKill_DuringStartsLeavesNothingForTheNextLife(t *testing.T) {
 				t.Errorf("after the crash: %s: %d %q", url, a.status, a.body)
 			}
 		}
+	}
+	p.stopped()
+}
+
+func TestKill_DuringItsOwnStartDoesNotHinderTheNext(t *testing.T) {
+	t.Parallel()
+	dir := stateDir(t)
+	p := spawn(t, dir)
+	s := service("hello", program(t, "hello"), traced(dir))
+	s.Spec.Template.Annotations = map[string]string{"autoscaling.knative.dev/min-scale": "2"}
+	url := p.deploy(s).Status.URL.String()
+	p.kill()
+	former := traceOf(t, dir)
+	// A start takes some 100 ms: the kills meet it at its beginning, in its middle and after its end.
+	for delay := time.Duration(0); delay <= 400*time.Millisecond; delay += 50 * time.Millisecond {
+		starting, _ := launch(t, dir, p.addresses)
+		time.Sleep(delay)
+		starting.kill()
+	}
+	p = p.again()
+	p.noneOf(former)
+	if a := p.get(url); a.status != 200 {
+		t.Errorf("after the crashes: %d %q", a.status, a.body)
 	}
 	p.stopped()
 }

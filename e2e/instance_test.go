@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net/http"
 	"os"
@@ -17,6 +19,7 @@ import (
 	"golang.org/x/net/websocket"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-run/berth/client"
 	"github.com/berth-run/berth/serving"
 )
 
@@ -104,16 +107,26 @@ func TestInstance_KilledWithARequestInFlight(t *testing.T) {
 
 // inFlight is nil when that many requests of a service are with its instances.
 func (p *platform) inFlight(service string, want int) error {
-	request, err := http.NewRequestWithContext(p.t.Context(), http.MethodGet, p.Server()+"/metrics", nil)
+	config, err := client.Load(p.addresses.Kubeconfig)
 	if err != nil {
 		return err
 	}
-	request.Header.Set("Authorization", "Bearer "+p.Token())
-	reply, err := http.DefaultTransport.RoundTrip(request)
+	request, err := http.NewRequestWithContext(p.t.Context(), http.MethodGet, config.Server+"/metrics", nil)
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Authorization", "Bearer "+config.Token)
+	trusted := x509.NewCertPool()
+	trusted.AppendCertsFromPEM(config.CA) // none over plain HTTP
+	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: trusted}}
+	reply, err := transport.RoundTrip(request)
 	if err != nil {
 		return err
 	}
 	defer reply.Body.Close()
+	if reply.StatusCode != http.StatusOK {
+		return fmt.Errorf("metrics: %s", reply.Status)
+	}
 	var text bytes.Buffer
 	if _, err := text.ReadFrom(reply.Body); err != nil {
 		return err

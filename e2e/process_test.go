@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -89,41 +90,7 @@ func (p *process) again() *process {
 
 func spawnAt(t *testing.T, dir string, addresses server.Addresses) *process {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("instances need root: run the tests as root")
-	}
-	p := &process{platform: &platform{t: t, dir: dir}, log: &lockedBuffer{}}
-	p.cmd = exec.Command(os.Args[0])
-	p.cmd.Env = append(os.Environ(), serverDir+"="+dir, serverAPI+"="+addresses.API, serverGateway+"="+addresses.Gateway)
-	p.cmd.Stderr = p.log
-	output, err := p.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	exited := false
-	p.stop = func() error {
-		if exited {
-			return nil
-		}
-		exited = true
-		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-			return err
-		}
-		return p.cmd.Wait()
-	}
-	t.Cleanup(func() {
-		if p.cmd.ProcessState == nil {
-			if err := p.stop(); err != nil {
-				t.Errorf("server stopped with: %v", err)
-			}
-		}
-		if t.Failed() {
-			t.Logf("log of server %d:\n%s", p.cmd.Process.Pid, p.log.String())
-		}
-	})
+	p, output := launch(t, dir, addresses)
 	timer := time.AfterFunc(patience, func() { _ = p.cmd.Process.Kill() })
 	line, err := bufio.NewReader(output).ReadBytes('\n')
 	timer.Stop()
@@ -135,6 +102,43 @@ func spawnAt(t *testing.T, dir string, addresses server.Addresses) *process {
 	}
 	p.connect()
 	return p
+}
+
+// launch starts a server and returns at once. It prints its addresses when it is ready.
+func launch(t *testing.T, dir string, addresses server.Addresses) (*process, io.Reader) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("instances need root: run the tests as root")
+	}
+	p := &process{platform: &platform{t: t, dir: dir, addresses: addresses}, log: &lockedBuffer{}}
+	p.cmd = exec.Command(os.Args[0])
+	p.cmd.Env = append(os.Environ(), serverDir+"="+dir, serverAPI+"="+addresses.API, serverGateway+"="+addresses.Gateway)
+	p.cmd.Stderr = p.log
+	output, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.stop = func() error {
+		if p.cmd.ProcessState != nil {
+			return nil
+		}
+		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			return err
+		}
+		return p.cmd.Wait()
+	}
+	t.Cleanup(func() {
+		if err := p.stop(); err != nil {
+			t.Errorf("server stopped with: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("log of server %d:\n%s", p.cmd.Process.Pid, p.log.String())
+		}
+	})
+	return p, output
 }
 
 // kill ends the server as kill -9 and a loss of power do, and returns when it is gone.

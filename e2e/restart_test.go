@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -105,6 +107,28 @@ func TestStop_CutsWhatTakesTooLong(t *testing.T) {
 	}
 	if _, err := socket.Read(make([]byte, 1)); err == nil {
 		t.Error("the WebSocket is still open")
+	}
+}
+
+func TestStop_BeforeItIsReady(t *testing.T) {
+	t.Parallel()
+	dir := stateDir(t)
+	p := startIn(t, dir, nil)
+	s := service("hello", program(t, "hello"), traced(dir))
+	s.Spec.Template.Annotations = map[string]string{"autoscaling.knative.dev/min-scale": "1"}
+	p.deploy(s)
+	if err := p.stop(); err != nil {
+		t.Fatal(err)
+	}
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	config := settings(dir)
+	config.Logger = slog.New(slog.DiscardHandler)
+	if err := server.Run(stopped, config); err != nil {
+		t.Errorf("the server, stopped before it began, ended with: %v", err)
+	}
+	if left := traceOf(t, dir).all(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
 	}
 }
 
