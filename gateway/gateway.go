@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -47,6 +48,7 @@ type Gateway struct {
 	metrics  *metrics   // nil when there is no registerer
 	log      *accessLog // nil when there is none
 	buffers  sync.Pool  // *[]byte of copyBufferSize
+	requests atomic.Uint64
 	upgrades upgrades
 }
 
@@ -106,9 +108,13 @@ func (g *Gateway) Forget(activator *Activator) {
 	}
 }
 
+// Requests is how many requests have arrived so far.
+func (g *Gateway) Requests() uint64 { return g.requests.Load() }
+
 // ServeHTTP is the path of a request: find the route of its host, choose a revision by weight, claim a slot on
 // an instance, forward, release.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	g.requests.Add(1)
 	x := &exchange{gateway: g, writer: w, request: r, arrived: time.Now()}
 	if refused := refuse(r); refused != nil {
 		x.reply(refused)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -297,7 +298,8 @@ func explainFetch(ref string, err error) (reason, message string) {
 		return engine.ReasonWrongPlatform, "Container failed to start. Failed to start and then listen on the port defined by " +
 			"the PORT environment variable. What was seen: " + err.Error()
 	}
-	return serving.ReasonContainerMissing, serving.RevisionContainerMissingMessage(ref, err.Error())
+	seen := strings.TrimPrefix(err.Error(), fmt.Sprintf("image %q: ", ref)) // Knative's sentence names it already
+	return serving.ReasonContainerMissing, serving.RevisionContainerMissingMessage(ref, seen)
 }
 
 // pullMessage says how far a pull is: "Pulling the image: 12.3 of 45.6 MiB".

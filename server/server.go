@@ -162,14 +162,15 @@ func (s *server) run(ctx context.Context) error {
 			err := run()
 			if err != nil {
 				err = fmt.Errorf("%s: %w", name, err)
+				stopServing(err)
 			}
-			stopServing(err)
 			return err
 		})
 	}
 	part("reconciling", func() error { return s.reconciler.Run(control, func() { close(synced) }) })
 	part("scaling", func() error { return s.autoscaler.Run(control) })
 	part("collecting images", func() error { return s.collectImages(control) })
+	part("tending the memory", func() error { return s.tendMemory(control) })
 	part("serving the API", func() error {
 		s.api.BaseContext = func(net.Listener) context.Context { return control } // ends watches and log streams
 		if err := s.api.ServeTLS(s.apiListener, "", ""); !errors.Is(err, http.ErrServerClosed) {
@@ -231,7 +232,7 @@ func (s *server) collectImages(ctx context.Context) error {
 			}
 		}
 		freed, err := s.images.Collect(ctx, used, s.config.ImageKeep)
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			s.logger.Warn("collecting images", "error", err)
 		} else if freed > 0 {
 			s.logger.Info("collected images", "freed", ByteSize(freed).String())

@@ -15,7 +15,7 @@ const (
 	// watchBuffer is how many events a watch's reader may lag behind before the watch ends.
 	watchBuffer = 1024
 	// historyBytes bounds the JSON kept for watches that start at an older version.
-	historyBytes = 2 << 20
+	historyBytes = 1 << 20
 	// replayLocked is how many old events are decoded while readers and writers wait.
 	replayLocked = 16
 )
