@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"errors"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -20,7 +19,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/berth-run/berth/internal/testimage"
 	"github.com/berth-run/berth/server"
@@ -120,11 +121,20 @@ func debian(t *testing.T) v1.Image {
 		t.Fatal(err)
 	}
 	cache = filepath.Join(cache, "berth-test")
-	archive := filepath.Join(cache, "debian-bookworm-python3.tar.gz")
-	if _, err := os.Stat(archive); errors.Is(err, fs.ErrNotExist) {
-		makeDebian(t, cache, archive)
+	find := func() []string {
+		found, err := filepath.Glob(filepath.Join(cache, debianName+"-*.tar.gz"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
 	}
-	layer, err := tarball.LayerFromFile(archive)
+	archives := find()
+	if len(archives) == 0 {
+		makeDebian(t, cache)
+		archives = find()
+	}
+	hex := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(archives[0]), debianName+"-"), ".tar.gz")
+	layer, err := partial.CompressedToLayer(archiveLayer{archives[0], v1.Hash{Algorithm: "sha256", Hex: hex}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +152,36 @@ func debian(t *testing.T) v1.Image {
 	return image
 }
 
-func makeDebian(t *testing.T, cache, archive string) {
+// debianName begins the name of the archive in the cache, which ends with the digest of what is in it.
+const debianName = "debian-bookworm-python3"
+
+// archiveLayer is a layer in a compressed file. To know its diffID spares unpacking it only to find that.
+type archiveLayer struct {
+	path   string
+	diffID v1.Hash
+}
+
+func (l archiveLayer) DiffID() (v1.Hash, error)            { return l.diffID, nil }
+func (l archiveLayer) Compressed() (io.ReadCloser, error)  { return os.Open(l.path) }
+func (l archiveLayer) MediaType() (types.MediaType, error) { return types.DockerLayer, nil }
+func (l archiveLayer) Digest() (v1.Hash, error) {
+	f, err := os.Open(l.path)
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	defer f.Close()
+	digest, _, err := v1.SHA256(f)
+	return digest, err
+}
+func (l archiveLayer) Size() (int64, error) {
+	info, err := os.Stat(l.path)
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
+func makeDebian(t *testing.T, cache string) {
 	t.Helper()
 	if _, err := exec.LookPath("debootstrap"); err != nil {
 		t.Skip("debootstrap is not installed: it makes the Debian that this test runs")
@@ -150,22 +189,35 @@ func makeDebian(t *testing.T, cache, archive string) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	tree, err := os.MkdirTemp(cache, "debian-") // not in a directory that is mounted nodev
+	dir, err := os.MkdirTemp(cache, "making-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(tree)
+	defer os.RemoveAll(dir)
+	tree, archive := filepath.Join(dir, "tree"), filepath.Join(dir, "debian.tar")
 	made, err := exec.Command("debootstrap", "--variant=minbase", "--include=python3-minimal,libpython3-stdlib", "bookworm", tree).CombinedOutput()
 	if err != nil {
 		t.Skipf("debootstrap makes no Debian here: %v\n%s", err, made)
 	}
 	packed, err := exec.Command("tar", "--numeric-owner", "--exclude=./dev", "--exclude=./proc", "--exclude=./sys",
 		"--exclude=./var/cache/*", "--exclude=./var/lib/apt/lists/*", "--exclude=./usr/share/locale/*",
-		"-I", "gzip -1", "-C", tree, "-cf", tree+".tar.gz", ".").CombinedOutput()
+		"-C", tree, "-cf", archive, ".").CombinedOutput()
 	if err != nil {
 		t.Fatalf("packing: %v\n%s", err, packed)
 	}
-	if err := os.Rename(tree+".tar.gz", archive); err != nil {
+	f, err := os.Open(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	diffID, _, err := v1.SHA256(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if packed, err := exec.Command("gzip", archive).CombinedOutput(); err != nil {
+		t.Fatalf("compressing: %v\n%s", err, packed)
+	}
+	if err := os.Rename(archive+".gz", filepath.Join(cache, debianName+"-"+diffID.Hex+".tar.gz")); err != nil {
 		t.Fatal(err)
 	}
 }
