@@ -133,13 +133,29 @@ func TestKill_DuringPullLeavesNoHalfLayer(t *testing.T) {
 	dir := stateDir(t)
 	p := spawn(t, dir)
 	slow.begin()
-	s := p.apply(service("hello", image, traced(dir)))
+	// The user who deploys waits through the crash and is told how it ended.
+	type outcome struct {
+		said string
+		code int
+	}
+	deployed := make(chan outcome, 1)
+	go func(p *process) {
+		out, errs, code := p.berth("deploy", "hello", "--image", image, "--set-env-vars", traced(dir))
+		deployed <- outcome{out + errs, code}
+	}(p)
 	<-slow.half
 	p.kill()
 	slow.end()
 
 	p = p.again()
-	s = p.ready(s)
+	if o := <-deployed; o.code != 0 || !strings.Contains(o.said, "is deployed and serves 100 percent of traffic") {
+		t.Errorf("the deploy ended with exit code %d: %s", o.code, o.said)
+	}
+	s, err := p.Services("default").Get(t.Context(), "hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.ready(s)
 	if a := p.get(s.Status.URL.String()); a.status != 200 {
 		t.Errorf("after the crash: %d %q", a.status, a.body)
 	}

@@ -239,3 +239,65 @@ func TestState_OnAFullDiskServesOnAndRefusesWrites(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestServices_ComingAndGoingLeaveNoFilesThreadsNorCgroups(t *testing.T) {
+	t.Parallel()
+	dir := stateDir(t)
+	image := program(t, "hello")
+	p := spawn(t, dir)
+	round := func(n int) {
+		t.Helper()
+		// One client for all: each has connections of its own, which the server keeps for a while.
+		var services []*serving.Service
+		for i := range 8 {
+			services = append(services, p.apply(service(fmt.Sprintf("round-%d-%d", n, i), image)))
+		}
+		for _, s := range services {
+			if a := p.get(p.ready(s).Status.URL.String()); a.status != 200 {
+				t.Errorf("%s answers %d %q", s.Name, a.status, a.body)
+			}
+		}
+		for _, s := range services {
+			if err := p.Services("default").Delete(t.Context(), s.Name, serving.DeleteOptions{}); err != nil {
+				t.Error(err)
+			}
+		}
+		p.await("every instance to be gone", func() error {
+			instances, err := p.Instances(t.Context(), "")
+			if err != nil {
+				return err
+			}
+			return errorUnless(len(instances) == 0, "%d instances", len(instances))
+		})
+	}
+	count := func(what string) int {
+		t.Helper()
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/%s", p.cmd.Process.Pid, what))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	// What is kept for the next instances, such as links and threads, is there after some rounds.
+	for n := range 3 {
+		round(n)
+	}
+	files, threads := count("fd"), count("task")
+	const rounds, slack = 5, 12 // connections of clients and idle links come and go
+	for n := range rounds {
+		round(10 + n)
+	}
+	t.Logf("open files %d, then %d; threads %d, then %d", files, count("fd"), threads, count("task"))
+	if now := count("fd"); now > files+slack {
+		t.Errorf("%d open files after %d more services, were %d", now, rounds*8, files)
+	}
+	if now := count("task"); now > threads+slack {
+		t.Errorf("%d threads after %d more services, were %d", now, rounds*8, threads)
+	}
+	for _, group := range traceOf(t, dir).groups {
+		if filepath.Base(group) != "berth-"+mark(dir) {
+			t.Errorf("cgroup %s is left", group)
+		}
+	}
+	p.stopped()
+}
