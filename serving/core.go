@@ -21,6 +21,7 @@ type (
 	ResourceList         = v1.ResourceList
 	ResourceRequirements = v1.ResourceRequirements
 	LocalObjectReference = v1.LocalObjectReference
+	SecurityContext      = v1.SecurityContext
 )
 
 // Resource names and condition states.

@@ -7,6 +7,9 @@
 //	/dial?address=A&network=N   opens a connection
 //	/spin?ms=N   uses one CPU fully for that long, and tells the CPU time that it got
 //	/log?n=N&size=S  writes N lines of S bytes to standard output
+//	/try?call=C     makes a system call that only the machine's owner may make: adjtimex, bpf, mount, settimeofday
+//
+// On SIGTERM it says so and ends; with STAY set it goes on, and says so ten times a second.
 package main
 
 import (
@@ -19,6 +22,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -58,6 +62,8 @@ func main() {
 	http.HandleFunc("/dial", dial)
 	http.HandleFunc("/spin", spin)
 	http.HandleFunc("/log", lines)
+	http.HandleFunc("/try", try)
+	go sayGoodbye()
 	log.Print("inspect: listening")
 	log.Fatal(http.ListenAndServe(":"+os.Getenv("PORT"), nil))
 }
@@ -253,4 +259,43 @@ func lines(w http.ResponseWriter, r *http.Request) {
 		}
 		return nil, out.Flush()
 	})
+}
+
+func try(w http.ResponseWriter, r *http.Request) {
+	const bpf = 321 // of Linux on amd64
+	calls := map[string]func() error{
+		"adjtimex": func() error {
+			const offset = 1 // adjusts the time by 0
+			_, err := syscall.Adjtimex(&syscall.Timex{Modes: offset})
+			return err
+		},
+		"bpf": func() error {
+			_, _, number := syscall.Syscall(bpf, 0, 0, 0)
+			if number != 0 {
+				return number
+			}
+			return nil
+		},
+		"mount":        func() error { return syscall.Mount("tmpfs", "/tmp", "tmpfs", 0, "") },
+		"settimeofday": func() error { return syscall.Settimeofday(&syscall.Timeval{Sec: time.Now().Unix()}) },
+	}
+	call := calls[r.FormValue("call")]
+	if call == nil {
+		http.Error(w, "call wants the name of a system call", http.StatusBadRequest)
+		return
+	}
+	attempt(w, func() ([]string, error) { return nil, call() })
+}
+
+func sayGoodbye() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM)
+	<-signals
+	log.Print("inspect: got SIGTERM")
+	if os.Getenv("STAY") == "" {
+		os.Exit(0)
+	}
+	for range time.Tick(100 * time.Millisecond) {
+		log.Print("inspect: staying")
+	}
 }
