@@ -54,8 +54,12 @@ const (
 // statusClientGone is what the log and the metrics say of a request whose client went away. No client sees it.
 const statusClientGone = 499
 
-// exitWait is how long the end of an instance may follow the end of its connections.
-const exitWait = 50 * time.Millisecond
+// The end of an instance is known some time after the end of its connections: usually within exitWait. On a busy
+// machine it takes longer, up to dyingWait; meanwhile the instance takes no new connection.
+const (
+	exitWait  = 50 * time.Millisecond
+	dyingWait = 2 * time.Second
+)
 
 // Errors of forwarding, beside errUnreachable and errMalformed.
 var (
@@ -131,7 +135,7 @@ func (x *exchange) fail(err error, member *member) {
 		with = &refusal{http.StatusGatewayTimeout, textTimeout}
 	case errors.Is(err, errBadBody):
 		with = &refusal{http.StatusBadRequest, "The request's body is malformed."}
-	case member != nil && !errors.Is(err, errMalformed) && ranOutOfMemory(member.instance):
+	case member != nil && !errors.Is(err, errMalformed) && ranOutOfMemory(x.request.Context(), member.instance):
 		with = &refusal{http.StatusInternalServerError, textMemory}
 	}
 	x.gateway.config.Logger.Debug("request failed", x.logFields(err)...)
@@ -144,14 +148,30 @@ func (x *exchange) logFields(err error) []any {
 		"instance", x.instance, "error", err}
 }
 
-// ranOutOfMemory tells whether an instance whose connection broke was ended for its memory. The news of the end
-// may come a little after the end of the connection.
-func ranOutOfMemory(instance engine.Instance) bool {
-	timer := time.NewTimer(exitWait)
+// ranOutOfMemory tells whether an instance whose connection broke was ended for its memory.
+func ranOutOfMemory(ctx context.Context, instance engine.Instance) bool {
+	if !exitsWithin(ctx, exitWait, instance) {
+		dialing, cancel := context.WithTimeout(ctx, exitWait)
+		defer cancel()
+		if c, err := instance.Dial(dialing); err == nil { // it has broken one connection off, and lives
+			c.Close()
+			return false
+		}
+		if !exitsWithin(ctx, dyingWait, instance) {
+			return false
+		}
+	}
+	return instance.Exit().OOM
+}
+
+func exitsWithin(ctx context.Context, wait time.Duration, instance engine.Instance) bool {
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-instance.Exited():
-		return instance.Exit().OOM
+		return true
+	case <-ctx.Done():
+		return false
 	case <-timer.C:
 		return false
 	}

@@ -740,3 +740,45 @@ func TestProxy_SaysThatAnInstanceDied(t *testing.T) {
 		}
 	}
 }
+
+// dyingInstance closes its connections and takes no more; that it has ended is known long after.
+type dyingInstance struct{ *fakeInstance }
+
+func (d dyingInstance) Dial(ctx context.Context) (net.Conn, error) {
+	if d.dials.Load() > 0 {
+		time.AfterFunc(2*exitWait, func() { d.kill(engine.Exit{Signal: 9, OOM: true}) })
+		return nil, errors.New("connection refused")
+	}
+	return d.fakeInstance.Dial(ctx)
+}
+
+func TestProxy_WaitsForTheNewsOfAnInstanceThatIsDying(t *testing.T) {
+	a := NewActivator(testRevision())
+	a.Add(dyingInstance{rawInstance(t, "a", func(c net.Conn) {
+		if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
+			t.Error(err)
+		}
+	})})
+	_, address := startGateway(t, Config{}, a)
+	response, body := fetch(t, newRequest(t, "GET", address, "/", ""))
+	if response.StatusCode != 500 || body != textMemory+"\n" {
+		t.Errorf("got %d %q, want 500 %q", response.StatusCode, body, textMemory)
+	}
+}
+
+func TestProxy_AnInstanceThatBreaksAConnectionOffAndLivesHasNotRunOutOfMemory(t *testing.T) {
+	instance := rawInstance(t, "a", func(c net.Conn) {
+		// The connection that only asks whether it lives brings no request.
+		_, _ = http.ReadRequest(bufio.NewReader(c))
+	})
+	a := NewActivator(testRevision())
+	a.Add(instance)
+	_, address := startGateway(t, Config{}, a)
+	response, body := fetch(t, newRequest(t, "GET", address, "/", ""))
+	if response.StatusCode != 503 || body != textBroken+"\n" {
+		t.Errorf("got %d %q, want 503 %q", response.StatusCode, body, textBroken)
+	}
+	if dials := instance.dials.Load(); dials != 2 {
+		t.Errorf("%d connections, want one for the request and one to see that it lives", dials)
+	}
+}
