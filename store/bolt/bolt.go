@@ -48,6 +48,8 @@ type Store struct {
 	done     chan struct{} // closed when the committing goroutine has returned
 	close    func() error
 
+	found []found // while the store is opened: what was read from the file
+
 	// The committing goroutine's own.
 	graph graph
 	last  uint64 // newest version given out; those of failed commits are not used again
@@ -76,7 +78,7 @@ func Open(path string, options Options) (*Store, error) {
 		quit:     make(chan struct{}),
 		done:     make(chan struct{}),
 		graph:    newGraph(),
-		tables:   make([]table, len(serving.Kinds)),
+		tables:   newTables(),
 		watches:  make(map[*watch]struct{}),
 	}
 	if s.logger == nil {
@@ -94,7 +96,8 @@ func Open(path string, options Options) (*Store, error) {
 	}
 	s.last = s.version
 	s.history = history{limit: limit, floor: s.version}
-	s.findUnfinished()
+	s.findUnfinished(s.found)
+	s.found = nil
 	s.close = sync.OnceValue(s.shutdown)
 	go s.run()
 	return s, nil

@@ -72,18 +72,35 @@ func (g *graph) replace(k key, before, after serving.Object) {
 // later notes objects to look at: they may have to be deleted, or their deletion may be complete.
 func (g *graph) later(keys ...key) { g.unfinished = append(g.unfinished, keys...) }
 
+// found is what is known of an object that was read from the file.
+type found struct {
+	key      key
+	owners   []serving.OwnerReference
+	deleting bool
+}
+
 // findUnfinished notes every object whose deletion, or whose owner's, was under way when the store was closed.
-func (s *Store) findUnfinished() {
+func (s *Store) findUnfinished(objects []found) {
 	b := &batch{store: s}
-	for kind := range s.tables {
-		for _, row := range s.tables[kind].rows {
-			k := key{kind, row.namespace, row.name}
-			owners := b.ownersOf(k, row.object)
-			if row.object.GetDeletionTimestamp() != nil || b.namespaceEnds(k) || owners.gone+owners.waiting > 0 {
-				s.graph.later(k)
-			}
+	anyDeleting := slices.ContainsFunc(objects, func(o found) bool { return o.deleting })
+	for _, o := range objects {
+		unfinished := o.deleting
+		if len(o.owners) > 0 && (anyDeleting || !s.graph.hasAll(o.owners)) {
+			owners := b.ownersOf(o.key, &serving.Namespace{ObjectMeta: serving.ObjectMeta{OwnerReferences: o.owners}})
+			unfinished = unfinished || owners.gone+owners.waiting > 0
+		}
+		if unfinished || anyDeleting && b.namespaceEnds(o.key) {
+			s.graph.later(o.key)
 		}
 	}
+}
+
+// hasAll reports whether every owner is there.
+func (g *graph) hasAll(owners []serving.OwnerReference) bool {
+	return !slices.ContainsFunc(owners, func(o serving.OwnerReference) bool {
+		_, ok := g.objects[o.UID]
+		return !ok
+	})
 }
 
 // collectUnfinished looks at up to n noted objects, and returns which. What it cannot do stays noted.
@@ -289,9 +306,7 @@ func (b *batch) finished(k key, next serving.Object) bool {
 
 // removeAs removes an object whose last state is the given one, and notes whom that concerns.
 func (b *batch) removeAs(k key, last serving.Object) (serving.Object, error) {
-	if last == b.get(k) { // stored objects are shared and not to be changed
-		last = clone(last)
-	}
+	last = clone(last) // stored objects are shared and not to be changed
 	if err := b.remove(k, last); err != nil {
 		return nil, err
 	}
@@ -325,13 +340,13 @@ func (b *batch) contents(namespace key) []key {
 			continue
 		}
 		for _, row := range b.store.tables[kind].in(namespace.name) {
-			if k := (key{kind, row.namespace, row.name}); b.get(k) != nil {
+			if k := (key{kind, row.namespace, row.name}); b.has(k) {
 				keys = append(keys, k)
 			}
 		}
 	}
 	for k, o := range b.pending {
-		if o != nil && k.namespace == namespace.name && b.store.tables[k.kind].get(k.namespace, k.name) == nil {
+		if o != nil && k.namespace == namespace.name && !b.store.tables[k.kind].has(k.namespace, k.name) {
 			keys = append(keys, k)
 		}
 	}

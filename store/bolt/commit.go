@@ -169,7 +169,7 @@ func (s *Store) publish(b *batch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range b.changes {
-		s.tables[c.key.kind].set(c.key.namespace, c.key.name, c.after)
+		s.tables[c.key.kind].set(c.key.namespace, c.key.name, c.after, c.data)
 		s.history.add(record{version: c.version, kind: c.key.kind, namespace: c.key.namespace, event: c.event, data: c.data})
 		s.notify(c)
 	}
@@ -199,6 +199,14 @@ func (b *batch) get(k key) serving.Object {
 		return o
 	}
 	return b.store.tables[k.kind].get(k.namespace, k.name)
+}
+
+// has reports whether there is an object.
+func (b *batch) has(k key) bool {
+	if o, ok := b.pending[k]; ok {
+		return o != nil
+	}
+	return b.store.tables[k.kind].has(k.namespace, k.name)
 }
 
 // put stores an object, which must not be changed afterwards, as a new version.

@@ -224,8 +224,9 @@ func (s *Store) load(tx *bbolt.Tx) error {
 			if !bytes.Equal(name, k.bytes()) {
 				return fmt.Errorf("it is damaged (%s %q is stored as %q); %s", bucketName(kind), k.bytes(), name, remedy)
 			}
-			s.tables[kind].set(k.namespace, k.name, o)
+			s.tables[kind].set(k.namespace, k.name, o, bytes.Clone(data))
 			s.graph.replace(k, nil, o)
+			s.found = append(s.found, found{key: k, owners: o.GetOwnerReferences(), deleting: o.GetDeletionTimestamp() != nil})
 			return nil
 		})
 		if err != nil {

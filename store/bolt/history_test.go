@@ -27,10 +27,10 @@ func TestHistory_KeepsAsManyEventsAsItMay(t *testing.T) {
 func TestHistory_KeepsFewerEventsWhenTheyAreLarge(t *testing.T) {
 	h := history{limit: DefaultHistory}
 	for version := uint64(1); version <= 40; version++ {
-		h.add(record{version: version, data: make([]byte, 128<<10)})
+		h.add(record{version: version, data: make([]byte, 64<<10)})
 	}
-	if len(h.records) != 8 || h.bytes != 1<<20 || h.floor != 32 {
-		t.Errorf("got %d events of %d bytes after version %d, want 8 of 1 MiB after 32", len(h.records), h.bytes, h.floor)
+	if len(h.records) != 8 || h.bytes != 512<<10 || h.floor != 32 {
+		t.Errorf("got %d events of %d bytes after version %d, want 8 of 512 KiB after 32", len(h.records), h.bytes, h.floor)
 	}
 }
 

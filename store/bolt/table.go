@@ -2,19 +2,42 @@ package bolt
 
 import (
 	"cmp"
+	"encoding/json"
+	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"github.com/berth-run/berth/serving"
 )
 
 // table holds the objects of one kind, ordered by namespace and name.
+//
+// It keeps them as JSON, a third of their size in memory and nothing that the garbage collector must look into,
+// and decodes those that are read. What was read last stays decoded: see [recent].
 type table struct {
-	rows []row
+	kind   int // index into serving.Kinds
+	recent *recent
+	rows   []row
+}
+
+func newTables() []table {
+	tables, recent := make([]table, len(serving.Kinds)), new(recent)
+	for kind := range tables {
+		tables[kind] = table{kind: kind, recent: recent}
+	}
+	return tables
 }
 
 type row struct {
 	namespace, name string
-	object          serving.Object
+	entry           *entry
+}
+
+// entry is one version of an object. Its JSON never changes.
+type entry struct {
+	data    []byte
+	decoded atomic.Pointer[serving.Object] // nil while not decoded
 }
 
 func (r row) compare(other row) int {
@@ -27,32 +50,63 @@ func (r row) compare(other row) int {
 // get returns the object with a name, or nil.
 func (t *table) get(namespace, name string) serving.Object {
 	if i, ok := t.find(namespace, name); ok {
-		return t.rows[i].object
+		e := t.rows[i].entry
+		if o := e.decoded.Load(); o != nil {
+			return *o
+		}
+		o := t.decode(e)
+		t.recent.keep(e, o)
+		return o
 	}
 	return nil
 }
 
-// set stores an object under a name; nil removes it.
-func (t *table) set(namespace, name string, object serving.Object) {
+// has reports whether there is an object with a name.
+func (t *table) has(namespace, name string) bool {
+	_, ok := t.find(namespace, name)
+	return ok
+}
+
+// set stores an object and its JSON under a name; a nil object removes it.
+func (t *table) set(namespace, name string, object serving.Object, data []byte) {
 	i, ok := t.find(namespace, name)
-	switch {
-	case ok && object == nil:
-		t.rows = slices.Delete(t.rows, i, i+1)
-	case ok:
-		t.rows[i].object = object
-	case object != nil:
-		t.rows = slices.Insert(t.rows, i, row{namespace, name, object})
+	if object == nil {
+		if ok {
+			t.rows = slices.Delete(t.rows, i, i+1)
+		}
+		return
+	}
+	e := &entry{data: data}
+	t.recent.keep(e, object)
+	if ok {
+		t.rows[i].entry = e
+	} else {
+		t.rows = slices.Insert(t.rows, i, row{namespace, name, e})
 	}
 }
 
-// list returns the objects in a namespace ("" is all), in a slice of the caller's own.
+// list returns the objects in a namespace ("" is all), in a slice of the caller's own. Those it decodes are not
+// kept: a list would push out what is read often.
 func (t *table) list(namespace string) []serving.Object {
 	rows := t.in(namespace)
 	objects := make([]serving.Object, len(rows))
-	for i := range rows {
-		objects[i] = rows[i].object
+	for i, r := range rows {
+		if o := r.entry.decoded.Load(); o != nil {
+			objects[i] = *o
+		} else {
+			objects[i] = t.decode(r.entry)
+		}
 	}
 	return objects
+}
+
+// decode reads an entry's JSON. The store wrote it, or checked it when it was opened.
+func (t *table) decode(e *entry) serving.Object {
+	o := serving.Kinds[t.kind].New()
+	if err := json.Unmarshal(e.data, o); err != nil {
+		panic(fmt.Sprintf("bolt: decoding an object that was stored: %v", err))
+	}
+	return o
 }
 
 // in returns the rows of a namespace ("" is all).
@@ -72,4 +126,26 @@ func (t *table) in(namespace string) []row {
 
 func (t *table) find(namespace, name string) (int, bool) {
 	return slices.BinarySearchFunc(t.rows, row{namespace: namespace, name: name}, row.compare)
+}
+
+// keepDecoded is how many objects stay decoded: enough for the reconcilers, which read one service's objects again
+// and again while it is deployed.
+const keepDecoded = 128
+
+// recent keeps the objects that were decoded last, and forgets the oldest for each new one.
+type recent struct {
+	mu      sync.Mutex
+	entries [keepDecoded]*entry // guarded by mu
+	next    int                 // guarded by mu
+}
+
+func (r *recent) keep(e *entry, o serving.Object) {
+	e.decoded.Store(&o)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old := r.entries[r.next]; old != nil && old != e {
+		old.decoded.Store(nil)
+	}
+	r.entries[r.next] = e
+	r.next = (r.next + 1) % keepDecoded
 }

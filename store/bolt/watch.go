@@ -15,7 +15,7 @@ const (
 	// watchBuffer is how many events a watch's reader may lag behind before the watch ends.
 	watchBuffer = 1024
 	// historyBytes bounds the JSON kept for watches that start at an older version.
-	historyBytes = 1 << 20
+	historyBytes = 512 << 10
 	// replayLocked is how many old events are decoded while readers and writers wait.
 	replayLocked = 16
 )
@@ -114,8 +114,8 @@ func (s *Store) watchAll(w *watch) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var events []store.Event
-	for _, row := range s.tables[w.kind].in(w.namespace) {
-		events = append(events, store.Event{Type: store.Added, Object: row.object})
+	for _, o := range s.tables[w.kind].list(w.namespace) {
+		events = append(events, store.Event{Type: store.Added, Object: o})
 	}
 	return s.attach(w, events)
 }
