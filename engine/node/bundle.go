@@ -196,7 +196,7 @@ func (b *bundle) mounts() []specs.Mount {
 	if limit := b.spec.Container.Memory; limit > 0 {
 		shm = append(shm, "size="+strconv.FormatInt(limit, 10)) // in memory, and so within its limit
 	}
-	return []specs.Mount{
+	mounts := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
@@ -205,6 +205,11 @@ func (b *bundle) mounts() []specs.Mount {
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		{Destination: cgroupMount, Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
 	}
+	if !b.unified {
+		// The folder that holds the mounts of version 1 stays writable with crun (contract KS20).
+		mounts = append(mounts, specs.Mount{Destination: cgroupMount, Source: cgroupMount, Type: "bind", Options: []string{"remount", "bind", "nosuid", "noexec", "nodev", "relatime", "ro"}})
+	}
+	return mounts
 }
 
 func (b *bundle) resources() *specs.LinuxResources {
