@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -98,6 +99,7 @@ func settings(dir string) server.Config {
 	config.StateDir = dir
 	config.APIAddress, config.GatewayAddress = "127.0.0.1:0", "127.0.0.1:0"
 	config.InsecureRegistries = []string{"127.0.0.1"}
+	config.InstanceNetwork = netip.MustParsePrefix("10.208.0.0/12") // room for the servers of many tests at a time
 	config.AccessLog = false
 	config.ShutdownTimeout = 20 * time.Second
 	config.Scaling.StableWindow = 2 * time.Second
