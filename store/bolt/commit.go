@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"syscall"
 
 	"go.etcd.io/bbolt"
 
@@ -157,6 +158,9 @@ func (s *Store) save(b *batch) error {
 		s.fault = fmt.Errorf("writing %q failed and what it holds now is unknown; restart the server: %w",
 			s.path, errors.Join(err, readErr))
 		return s.fault
+	}
+	if errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("writing %q (nothing was changed): %w; free some space there and try again", s.path, err)
 	}
 	return fmt.Errorf("writing %q (nothing was changed): %w", s.path, err)
 }
