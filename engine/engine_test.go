@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -33,6 +34,9 @@ func TestStartError_SaysWhatWasSeenAndWhatToDo(t *testing.T) {
 		}, {
 			StartError{Reason: ReasonNotListening, Port: 8080, Waited: time.Second, Err: errors.New("GET /up on port 8080 answered 503"), Listened: []string{"[::]:8080"}},
 			"the container's startup probe on port 8080 did not pass within 1s: GET /up on port 8080 answered 503",
+		}, {
+			StartError{Reason: ReasonWrongPlatform, Err: errors.New("the program is for EM_AARCH64: exec format error")},
+			"the program is for EM_AARCH64: exec format error; build the image for linux/" + runtime.GOARCH,
 		}, {
 			StartError{Reason: ReasonNotExecutable, Err: errors.New("the program is missing")},
 			"the program is missing",

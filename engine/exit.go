@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"net/netip"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -75,7 +76,12 @@ func (e *StartError) Error() string {
 				strings.Join(e.Listened, ", "))
 		}
 	case ReasonWrongPlatform:
-		b.WriteString("the container's program is not for this machine (exec format error): build the image for linux/amd64")
+		if e.Err != nil {
+			b.WriteString(e.Err.Error())
+		} else {
+			b.WriteString("the container's program is not for this machine: exec format error")
+		}
+		b.WriteString("; build the image for linux/" + runtime.GOARCH)
 	default:
 		if e.Err != nil {
 			b.WriteString(e.Err.Error())
