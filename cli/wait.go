@@ -126,6 +126,7 @@ func (d *deployment) judge() stage {
 	if d.service.Status.ObservedGeneration < d.generation {
 		return stage{step: "accepted", text: fmt.Sprintf("Service %s: accepted", name)}
 	}
+	creating := stage{step: "creating", text: fmt.Sprintf("Service %s: creating a revision", name)}
 	revision := d.revisions[d.service.Status.LatestCreatedRevisionName]
 	ready := d.service.Status.GetCondition(d.awaited)
 	switch {
@@ -136,11 +137,11 @@ func (d *deployment) judge() stage {
 	case d.awaited == serving.ServiceRoutesReady:
 		return d.routing(name)
 	case revision == nil:
-		return stage{step: "creating", text: fmt.Sprintf("Service %s: creating a revision", name)}
+		return creating
 	case d.service.Status.GetCondition(serving.ServiceConfigurationsReady).IsTrue():
 		return d.routing(name)
 	case revision.Name == d.before: // what it says is about the last deploy
-		return stage{step: "creating", text: fmt.Sprintf("Service %s: creating a revision", name)}
+		return creating
 	case revision.Status.GetCondition(serving.RevisionReady).IsTrue():
 		return stage{step: revision.Name + " ready", text: fmt.Sprintf("Revision %s: ready", revision.Name)}
 	case revision.Status.GetCondition(serving.RevisionReady).IsFalse(): // the service will say so in a moment, and why
@@ -155,13 +156,17 @@ func (d *deployment) judge() stage {
 		if text == "" {
 			text = condition.Reason
 		}
-		if text != "" {
-			step := revision.Name + " " + string(kind) + " " + condition.Reason
-			if kind == serving.RevisionContainerHealthy {
-				step += " " + text // what the container does changes rarely, and each time it tells something
-			}
-			return stage{step: step, text: fmt.Sprintf("Revision %s: %s", revision.Name, lowerFirst(text))}
+		if text == "" { // it was made this moment
+			return creating
 		}
+		step := revision.Name + " " + string(kind) + " " + condition.Reason
+		if kind == serving.RevisionContainerHealthy {
+			step += " " + text // what the container does changes rarely, and each time it tells something
+		}
+		return stage{step: step, text: fmt.Sprintf("Revision %s: %s", revision.Name, lowerFirst(text))}
+	}
+	if len(revision.Status.Conditions) == 0 {
+		return creating
 	}
 	return stage{step: revision.Name, text: fmt.Sprintf("Revision %s: starting", revision.Name)}
 }
