@@ -486,8 +486,9 @@ func TestGateway_UnderStress(t *testing.T) {
 	close(stop)
 	churn.Wait()
 	waitForLoad(t, a, 0, 0)
-	if load := a.Load(); load.Requests != clients*rounds {
-		t.Errorf("%d requests arrived, want %d", load.Requests, clients*rounds)
+	// A request that a client sent on a connection just being cut does not arrive; its client was told.
+	if arrived := a.Load().Requests; arrived > clients*rounds || arrived+uint64(broken.Load()) < clients*rounds {
+		t.Errorf("%d requests arrived and %d were cut, want %d", arrived, broken.Load(), clients*rounds)
 	}
 	if lost := failed.Load() + broken.Load(); lost > int64(kills*concurrency) {
 		t.Errorf("%d requests failed; %d kills explain at most %d", lost, kills, kills*concurrency)
