@@ -26,14 +26,14 @@ const (
 	writeTimeout = 30 * time.Second // for a reader of a stream to take one event
 )
 
-// Config is what the API is made of. Store, Engine, Instances, Token and Logger must be set.
+// Config is what the API is made of. Store, Engine, Instances, Admission, Token and Logger must be set.
 type Config struct {
 	Store     store.Store
 	Engine    Engine
 	Instances func() []Instance
 
-	// Settings are the defaults and bounds of what users write.
-	Settings serving.Settings
+	// Admission completes what users write and decides what is stored.
+	Admission *serving.Admission
 	// Token is the bearer token that every request but those to /healthz, /livez and /readyz must carry. While it is
 	// empty every such request is refused.
 	Token string

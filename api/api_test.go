@@ -60,12 +60,15 @@ func prepare(t testing.TB, options ...func(*api.Config)) *server {
 	if _, err := objects.Create(t.Context(), namespace); err != nil {
 		t.Fatal(err)
 	}
+	admission, err := serving.NewAdmission(serving.Settings{
+		RevisionTimeout: 300 * time.Second, MaxRevisionTimeout: 3600 * time.Second, CPU: "1", Memory: "512Mi",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	config := api.Config{
 		Store: objects, Engine: logs{}, Instances: func() []api.Instance { return nil },
-		Settings: serving.Settings{
-			RevisionTimeout: 300 * time.Second, MaxRevisionTimeout: 3600 * time.Second, CPU: "1", Memory: "512Mi",
-		},
-		Token: secretToken, Version: "v0.1.0",
+		Admission: admission, Token: secretToken, Version: "v0.1.0",
 		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	for _, option := range options {

@@ -24,6 +24,10 @@ func FuzzDecodeObject(f *testing.F) {
 			f.Add([]byte(seed), byte(format))
 		}
 	}
+	admission, err := serving.NewAdmission(serving.Settings{})
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, data []byte, format byte) {
 		for _, kind := range serving.Kinds {
 			o, _, err := decodeObject(kind, data, formats[int(format)%len(formats)], strict)
@@ -48,7 +52,7 @@ func FuzzDecodeObject(f *testing.F) {
 				continue // users do not make revisions
 			}
 			again.SetNamespace("default")
-			_, _ = serving.Admit(t.Context(), serving.Settings{}, serving.Change{New: again, User: "fuzz"})
+			_, _ = admission.Admit(t.Context(), serving.Change{New: again, User: "fuzz"})
 		}
 	})
 }

@@ -170,7 +170,7 @@ func sameObject(kind serving.Kind, o, old serving.Object) error {
 // admit fills defaults and refuses what may not be stored.
 func (a *api) admit(ctx context.Context, change serving.Change) (warnings []string, err error) {
 	change.User = a.User
-	return serving.Admit(ctx, a.Settings, change)
+	return a.Admission.Admit(ctx, change)
 }
 
 // takesObjects says why a namespace takes no new objects.

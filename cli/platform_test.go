@@ -92,10 +92,16 @@ func newPlatform(dir string) (*platform, error) {
 	})
 	scaler.OnChange = reconciler.Changed
 
+	admission, err := serving.NewAdmission(serving.Settings{
+		RevisionTimeout: 300 * time.Second, MaxRevisionTimeout: time.Hour, CPU: "1", Memory: "512Mi",
+	})
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	handler := api.New(api.Config{
 		Store: objects, Engine: fake, Token: testToken, Logger: logger, Registry: images.Registry(),
-		Settings: serving.Settings{RevisionTimeout: 300 * time.Second, MaxRevisionTimeout: time.Hour, CPU: "1", Memory: "512Mi"},
+		Admission: admission,
 		Instances: func() []api.Instance {
 			var list []api.Instance
 			for _, instance := range scaler.Instances() {

@@ -61,8 +61,12 @@ func newServer(t *testing.T) *client.Client {
 	if _, err := objects.Create(t.Context(), namespace); err != nil {
 		t.Fatal(err)
 	}
+	admission, err := serving.NewAdmission(serving.Settings{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	web := httptest.NewUnstartedServer(api.New(api.Config{
-		Store: objects, Engine: quiet{}, Token: token, Logger: logger,
+		Store: objects, Engine: quiet{}, Admission: admission, Token: token, Logger: logger,
 		Instances: func() []api.Instance {
 			return []api.Instance{{
 				ID: "hello-00001-x", Namespace: "default", State: engine.Ready, StartTook: time.Second,

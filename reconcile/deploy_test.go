@@ -146,7 +146,11 @@ func (h *house) declare(name, image, revision string, traffic ...serving.Traffic
 
 func (h *house) write(s *serving.Service) *serving.Service {
 	h.t.Helper()
-	if _, err := serving.Admit(h.t.Context(), serving.Settings{}, serving.Change{New: s, User: "tester"}); err != nil {
+	admission, err := serving.NewAdmission(serving.Settings{})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if _, err := admission.Admit(h.t.Context(), serving.Change{New: s, User: "tester"}); err != nil {
 		h.t.Fatal(err)
 	}
 	o, err := h.store.Create(h.t.Context(), s)

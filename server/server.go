@@ -71,7 +71,8 @@ func open(config Config) (_ *server, err error) {
 			s.close()
 		}
 	}()
-	if err := errors.Join(s.admission().Validate(), config.Scaling.Validate()); err != nil {
+	admission, err := serving.NewAdmission(s.settings())
+	if err := errors.Join(err, config.Scaling.Validate()); err != nil {
 		return nil, fmt.Errorf("checking the settings: %w", err)
 	}
 	if s.config.StateDir, err = filepath.Abs(config.StateDir); err != nil {
@@ -125,7 +126,7 @@ func open(config Config) (_ *server, err error) {
 	})
 	s.autoscaler.OnChange = s.reconciler.Changed
 	handler := api.New(api.Config{
-		Store: s.store, Settings: s.admission(), Token: token, Engine: s.engine, Instances: s.instances,
+		Store: s.store, Admission: admission, Token: token, Engine: s.engine, Instances: s.instances,
 		Registry: s.images.Registry(), Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
 		Ready: s.readiness, Version: Version(), Logger: s.logger,
 	})
@@ -291,8 +292,8 @@ func (s *server) revisionGone(namespace, service, revision string) {
 	}
 }
 
-// admission is what the API fills in for users and holds them to.
-func (s *server) admission() serving.Settings {
+// settings are what the API fills in for users and holds them to.
+func (s *server) settings() serving.Settings {
 	return serving.Settings{
 		RevisionTimeout: s.config.RevisionTimeout, MaxRevisionTimeout: s.config.MaxRevisionTimeout,
 		ContainerConcurrency: int64(s.config.Concurrency), CPU: s.config.CPU, Memory: s.config.Memory,

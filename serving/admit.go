@@ -18,6 +18,7 @@ import (
 )
 
 // Settings are the platform's defaults and bounds for what users declare. The zero value is Knative's own.
+// [NewAdmission] says which one is wrong.
 type Settings struct {
 	// RevisionTimeout is the timeoutSeconds of revisions that set none, in whole seconds; 0 is 300 s.
 	RevisionTimeout time.Duration
@@ -40,17 +41,25 @@ type Change struct {
 	User string
 }
 
-// Validate says which setting is wrong.
-func (s Settings) Validate() error {
-	_, err := s.config()
-	return err
+// Admission decides what may be stored. It may be used concurrently.
+type Admission struct {
+	config *config.Config // never changed: Knative only reads it
+}
+
+// NewAdmission returns the admission by these settings, or an error that names the setting that is wrong.
+func NewAdmission(s Settings) (*Admission, error) {
+	conf, err := s.config()
+	if err != nil {
+		return nil, err
+	}
+	return &Admission{config: conf}, nil
 }
 
 // Admit fills the defaults of change.New in place and says whether it may be stored. The errors of serving
 // objects have Knative's text ("validation failed: …") and code 400, as its webhook answers; those of core
 // objects and of metadata have Kubernetes' (422 Invalid). Each is a *errors.StatusError with a cause per field.
 // Warnings are for the user to read; the write goes on.
-func Admit(ctx context.Context, s Settings, change Change) (warnings []string, err error) {
+func (a *Admission) Admit(ctx context.Context, change Change) (warnings []string, err error) {
 	kind := KindOf(change.New)
 	if !change.Status {
 		if list := metadataErrors(kind, change); len(list) > 0 {
@@ -61,11 +70,7 @@ func Admit(ctx context.Context, s Settings, change Change) (warnings []string, e
 	if !ok {
 		return nil, admitCore(kind, change)
 	}
-	conf, err := s.config()
-	if err != nil {
-		return nil, fmt.Errorf("reading the platform's settings: %w", err)
-	}
-	ctx = config.ToContext(ctx, conf)
+	ctx = config.ToContext(ctx, a.config)
 	ctx = apis.WithUserInfo(ctx, &v1.UserInfo{Username: change.User})
 	switch {
 	case change.Old == nil:
@@ -147,7 +152,8 @@ func (s Settings) config() (*config.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &config.Config{Defaults: d, Features: f}, nil
+	// Knative completes what is missing while it validates. That would be a race between requests: it is done here.
+	return config.FromContextOrDefaults(config.ToContext(context.Background(), &config.Config{Defaults: d, Features: f})), nil
 }
 
 // metadataErrors checks names, labels, annotations, finalizers and owners as Kubernetes does for every kind.

@@ -3,6 +3,7 @@ package serving_test
 import (
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +18,15 @@ func settings() serving.Settings {
 	return serving.Settings{
 		RevisionTimeout: 300 * time.Second, MaxRevisionTimeout: time.Hour, CPU: "1", Memory: "512Mi",
 	}
+}
+
+func admission(t testing.TB) *serving.Admission {
+	t.Helper()
+	a, err := serving.NewAdmission(settings())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
 }
 
 // service is a service with one container that has more fields.
@@ -39,7 +49,7 @@ func read[T any](t testing.TB, text string) *T {
 // refusal is the Status that a change is refused with.
 func refusal(t *testing.T, change serving.Change) v1.Status {
 	t.Helper()
-	_, err := serving.Admit(t.Context(), settings(), change)
+	_, err := admission(t).Admit(t.Context(), change)
 	var status interface{ Status() v1.Status }
 	if !errors.As(err, &status) {
 		t.Fatalf("got %v, want an error with a Status", err)
@@ -49,7 +59,7 @@ func refusal(t *testing.T, change serving.Change) v1.Status {
 
 func TestAdmit_FillsKnativesDefaultsAndThePlatforms(t *testing.T) {
 	s := service(t, "")
-	warnings, err := serving.Admit(t.Context(), settings(), serving.Change{New: s, User: "ann"})
+	warnings, err := admission(t).Admit(t.Context(), serving.Change{New: s, User: "ann"})
 	if err != nil || len(warnings) > 0 {
 		t.Fatal(err, warnings)
 	}
@@ -119,7 +129,7 @@ func TestAdmit_RefusesWhatBerthCannotRun(t *testing.T) {
 func TestAdmit_TakesEnvironmentFromSecretsAndConfigMapsAndWarnsOfFieldsWithoutEffect(t *testing.T) {
 	s := service(t, "env: [{name: A, valueFrom: {secretKeyRef: {name: s, key: k}}}, {name: B, valueFrom: {configMapKeyRef: {name: s, key: k}}}], "+
 		"envFrom: [{secretRef: {name: s}}, {configMapRef: {name: c}}], securityContext: {runAsNonRoot: true, runAsUser: 5}")
-	warnings, err := serving.Admit(t.Context(), settings(), serving.Change{New: s})
+	warnings, err := admission(t).Admit(t.Context(), serving.Change{New: s})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +142,7 @@ func TestAdmit_TakesEnvironmentFromSecretsAndConfigMapsAndWarnsOfFieldsWithoutEf
 func TestAdmit_RefusesAChangedTemplateUnderTheSameRevisionName(t *testing.T) {
 	old := service(t, "")
 	old.Spec.Template.Name = "hello-one"
-	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: old}); err != nil {
+	if _, err := admission(t).Admit(t.Context(), serving.Change{New: old}); err != nil {
 		t.Fatal(err)
 	}
 	old.ResourceVersion = "1"
@@ -141,7 +151,7 @@ func TestAdmit_RefusesAChangedTemplateUnderTheSameRevisionName(t *testing.T) {
 	same.Spec.Template.Spec.TimeoutSeconds = old.Spec.Template.Spec.TimeoutSeconds
 	same.Spec.Template.Spec.ContainerConcurrency = old.Spec.Template.Spec.ContainerConcurrency
 	same.Spec.Template.Spec.EnableServiceLinks = old.Spec.Template.Spec.EnableServiceLinks
-	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: same, Old: old}); err != nil {
+	if _, err := admission(t).Admit(t.Context(), serving.Change{New: same, Old: old}); err != nil {
 		t.Fatal("the same template is refused:", err)
 	}
 	changed := old.DeepCopy()
@@ -155,7 +165,7 @@ func TestAdmit_RefusesAChangedTemplateUnderTheSameRevisionName(t *testing.T) {
 func TestAdmit_TakesANamedTemplateThatDidNotChange(t *testing.T) {
 	first := service(t, "")
 	first.Spec.Template.Name = "hello-one"
-	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: first}); err != nil {
+	if _, err := admission(t).Admit(t.Context(), serving.Change{New: first}); err != nil {
 		t.Fatal(err)
 	}
 	first.ResourceVersion = "1"
@@ -165,20 +175,20 @@ func TestAdmit_TakesANamedTemplateThatDidNotChange(t *testing.T) {
 	}
 	again := read[serving.Service](t, string(text)) // as a client writes back what it was given
 	again.Spec.Traffic = []serving.TrafficTarget{{RevisionName: "hello-one", Percent: new(int64(100))}}
-	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: again, Old: first}); err != nil {
+	if _, err := admission(t).Admit(t.Context(), serving.Change{New: again, Old: first}); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestAdmit_NotesWhoChangedTheSpecAndKeepsWhoMadeIt(t *testing.T) {
 	old := service(t, "")
-	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: old, User: "ann"}); err != nil {
+	if _, err := admission(t).Admit(t.Context(), serving.Change{New: old, User: "ann"}); err != nil {
 		t.Fatal(err)
 	}
 	old.ResourceVersion = "1"
 	changed := service(t, "args: [x]") // without annotations, as a user writes it
 	changed.ResourceVersion = "1"
-	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: changed, Old: old, User: "bob"}); err != nil {
+	if _, err := admission(t).Admit(t.Context(), serving.Change{New: changed, Old: old, User: "bob"}); err != nil {
 		t.Fatal(err)
 	}
 	if a := changed.Annotations; a[serving.AnnotationCreator] != "ann" || a[serving.AnnotationLastModifier] != "bob" {
@@ -200,14 +210,14 @@ func TestAdmit_RefusesInvalidMetadataAsKubernetesDoes(t *testing.T) {
 	}
 	s = service(t, "")
 	s.Name, s.GenerateName = "", "hello-"
-	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: s}); err != nil || s.Name != "" {
+	if _, err := admission(t).Admit(t.Context(), serving.Change{New: s}); err != nil || s.Name != "" {
 		t.Errorf("generateName: %v, name %q", err, s.Name)
 	}
 }
 
 func TestAdmit_MovesASecretsStringDataAndHidesItsContents(t *testing.T) {
 	secret := read[serving.Secret](t, "metadata: {name: s, namespace: default}\nstringData: {a: new}\ndata: {a: b2xk, b: Yg==}")
-	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: secret}); err != nil {
+	if _, err := admission(t).Admit(t.Context(), serving.Change{New: secret}); err != nil {
 		t.Fatal(err)
 	}
 	if secret.StringData != nil || string(secret.Data["a"]) != "new" || string(secret.Data["b"]) != "b" || secret.Type != "Opaque" {
@@ -234,7 +244,7 @@ func TestAdmit_KeepsImmutableConfigMaps(t *testing.T) {
 	}
 	labelled := old.DeepCopy()
 	labelled.Labels = map[string]string{"a": "b"}
-	if _, err := serving.Admit(t.Context(), settings(), serving.Change{New: labelled, Old: old}); err != nil {
+	if _, err := admission(t).Admit(t.Context(), serving.Change{New: labelled, Old: old}); err != nil {
 		t.Error(err)
 	}
 	if status := refusal(t, serving.Change{New: read[serving.ConfigMap](t, "metadata: {name: c, namespace: default}\ndata: {a/b: c}")}); status.Code != 422 {
@@ -242,26 +252,42 @@ func TestAdmit_KeepsImmutableConfigMaps(t *testing.T) {
 	}
 }
 
-func TestSettings_SayWhichOneIsWrong(t *testing.T) {
-	if err := settings().Validate(); err != nil {
-		t.Fatal(err)
-	}
+func TestNewAdmission_SaysWhichSettingIsWrong(t *testing.T) {
 	for want, s := range map[string]serving.Settings{
 		"revision-cpu-limit":       {CPU: "much"},
 		"revision-timeout-seconds": {RevisionTimeout: time.Hour},
 		"give whole seconds":       {RevisionTimeout: 1500 * time.Millisecond},
 		"container-concurrency":    {ContainerConcurrency: -1},
 	} {
-		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := serving.NewAdmission(s); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: got %v, want an error that names %s", s, err, want)
 		}
 	}
 }
 
+func TestAdmit_AdmitsManyAtOnce(t *testing.T) {
+	admission := admission(t)
+	var group sync.WaitGroup
+	for range 8 {
+		group.Go(func() {
+			for range 20 {
+				o := service(t, "resources: {limits: {memory: 1Gi}}")
+				if _, err := admission.Admit(t.Context(), serving.Change{New: o}); err != nil {
+					t.Error(err)
+				} else if limits := o.Spec.Template.Spec.Containers[0].Resources.Limits; limits.Cpu().String() != "1" {
+					t.Errorf("got limits %v, want the platform's CPU", limits)
+				}
+			}
+		})
+	}
+	group.Wait()
+}
+
 func BenchmarkAdmit(b *testing.B) {
 	o := read[serving.Service](b, "metadata: {name: hello, namespace: default}\nspec: {template: {spec: {containers: [{image: registry.example/hello}]}}}")
+	admission := admission(b)
 	for b.Loop() {
-		if _, err := serving.Admit(b.Context(), settings(), serving.Change{New: o.DeepCopy()}); err != nil {
+		if _, err := admission.Admit(b.Context(), serving.Change{New: o.DeepCopy()}); err != nil {
 			b.Fatal(err)
 		}
 	}
