@@ -54,6 +54,7 @@ type Activator struct {
 	members  map[string]*member // by instance ID; those draining included
 	balancer balancer
 	queue    queue // Invariant: empty while an instance has a free slot
+	closed   *closedError // what every claim gets, once Close was called; the queue is empty then
 	inFlight int
 	requests uint64
 	// busy makes the integral of the requests over time without adding at each change: every arrival takes its
@@ -76,6 +77,12 @@ type startFailure struct{ err error }
 func (f *startFailure) Error() string { return "starting an instance: " + f.err.Error() }
 func (f *startFailure) Unwrap() error { return f.err }
 
+// closedError is the reason that was given to Close.
+type closedError struct{ err error }
+
+func (c *closedError) Error() string { return "claiming an instance: " + c.err.Error() }
+func (c *closedError) Unwrap() error { return c.err }
+
 // dialPause is how long an instance that refused a connection gets no requests.
 const dialPause = 50 * time.Millisecond
 
@@ -92,17 +99,13 @@ func NewActivator(revision Revision) *Activator {
 func (a *Activator) Revision() Revision { return a.revision }
 
 // claim takes a slot for a request that arrived at a time. It waits for one in the order of arrival, until ctx
-// is done, the revision's limits are passed, or Fail is called. The caller ends a successful claim with release.
+// is done, the revision's limits are passed, or Fail or Close is called. The caller ends a successful claim with
+// release.
 func (a *Activator) claim(ctx context.Context, arrived time.Time) (*member, error) {
 	a.mu.Lock()
 	a.requests++
 	a.busy -= arrived.Sub(a.epoch)
-	if m := a.balancer.take(); m != nil {
-		a.inFlight++
-		a.mu.Unlock()
-		return m, nil
-	}
-	return a.wait(ctx, arrived)
+	return a.place(ctx, arrived)
 }
 
 // claimAgain exchanges a claim for another, for a request that could not reach its instance. The instance gets
@@ -115,6 +118,16 @@ func (a *Activator) claimAgain(ctx context.Context, unreachable *member, arrived
 	a.grant()
 	if a.endDrain(unreachable) {
 		defer unreachable.conns.close()
+	}
+	return a.place(ctx, arrived)
+}
+
+// place gives a request that has been counted a slot, or lets it wait. It is called with mu held and gives it back.
+func (a *Activator) place(ctx context.Context, arrived time.Time) (*member, error) {
+	if closed := a.closed; closed != nil {
+		a.busy += time.Since(a.epoch)
+		a.mu.Unlock()
+		return nil, closed
 	}
 	if m := a.balancer.take(); m != nil {
 		a.inFlight++
@@ -287,12 +300,29 @@ func (a *Activator) Remove(instance engine.Instance) <-chan struct{} {
 func (a *Activator) Fail(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.fail(&startFailure{err})
+}
+
+// Close answers every request that waits, and from now on every one that comes, with status 404 and err's text:
+// the revision was deleted. A request can come after that, by a route that it looked up before. Requests that are
+// on an instance are not touched. Close says nothing to the autoscaler; only the first call counts.
+func (a *Activator) Close(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed == nil {
+		a.closed = &closedError{err}
+		a.fail(a.closed)
+	}
+}
+
+// fail answers every request that waits. It is called with mu held.
+func (a *Activator) fail(err error) {
 	now := time.Since(a.epoch)
 	for a.queue.first != nil {
 		w := a.queue.first
 		a.queue.remove(w)
 		a.busy += now
-		w.err = &startFailure{err}
+		w.err = err
 		close(w.done)
 	}
 }

@@ -392,3 +392,39 @@ func BenchmarkActivator_ClaimAndRelease(b *testing.B) {
 		}
 	})
 }
+
+func TestActivator_ClosedFailsRequestsThatWaitAndThoseThatCome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		revision := testRevision()
+		revision.Concurrency = 1
+		a := NewActivator(revision)
+		one := idleInstance("one")
+		a.Add(one)
+		running := mustClaim(t, a)
+		results := make(chan error, 1)
+		go func() {
+			_, err := a.claim(t.Context(), time.Now())
+			results <- err
+		}()
+		synctest.Wait()
+		why := errors.New("the revision was deleted")
+		a.Close(why)
+		a.Close(errors.New("again"))
+		if err := <-results; !errors.Is(err, why) {
+			t.Errorf("the request that waited got %v, want %v", err, why)
+		}
+		began := time.Now()
+		a.Add(idleInstance("two")) // even a free slot is not for a deleted revision
+		if _, err := a.claim(t.Context(), began); !errors.Is(err, why) || time.Since(began) != 0 {
+			t.Errorf("a later request got %v after %s, want %v at once", err, time.Since(began), why)
+		}
+		time.Sleep(time.Second)
+		if _, err := a.claimAgain(t.Context(), running, began); !errors.Is(err, why) {
+			t.Errorf("a request whose instance is gone got %v, want %v", err, why)
+		}
+		<-a.Remove(one)
+		if load := a.Load(); load.InFlight != 0 || load.Waiting != 0 || load.Requests != 3 || load.Busy != time.Second {
+			t.Errorf("load is %+v, want 3 requests of one second in all", load)
+		}
+	})
+}

@@ -125,10 +125,13 @@ func (x *exchange) fail(err error, member *member) {
 		return
 	}
 	var started *startFailure
+	var closed *closedError
 	with := &refusal{http.StatusServiceUnavailable, textBroken}
 	switch {
 	case errors.As(err, &started):
 		with = &refusal{http.StatusInternalServerError, textNotStarted + "\n" + publicReason(started.err)}
+	case errors.As(err, &closed):
+		with = &refusal{http.StatusNotFound, fmt.Sprintf("The request was not delivered: %s.", closed.err)}
 	case errors.Is(err, errQueueFull), errors.Is(err, errWaitedLong):
 		with = &refusal{http.StatusTooManyRequests, textNoInstance}
 	case errors.Is(err, errTimeout), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):

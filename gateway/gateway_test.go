@@ -68,3 +68,13 @@ func TestGateway_KeepsTheMachinesFaultsFromClients(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestGateway_Answers404WhenTheRevisionIsDeletedAfterItWasChosen(t *testing.T) {
+	a := NewActivator(testRevision())
+	_, address := startGateway(t, Config{}, a)
+	a.Close(errors.New("the revision was deleted"))
+	response, body := fetch(t, newRequest(t, "GET", address, "/", ""))
+	if want := "The request was not delivered: the revision was deleted.\n"; response.StatusCode != http.StatusNotFound || body != want {
+		t.Errorf("got %d %q, want 404 %q", response.StatusCode, body, want)
+	}
+}
