@@ -13,6 +13,7 @@ import (
 	"knative.dev/pkg/kmeta"
 
 	"github.com/berth-run/berth/autoscaler"
+	"github.com/berth-run/berth/gateway"
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
 )
@@ -231,7 +232,17 @@ func (r *Reconciler) reconcileConfiguration(ctx context.Context, k key) error {
 		c.Status.MarkLatestCreatedFailed(latest.Name, latest.Status.GetCondition(serving.RevisionReady).GetMessage())
 	}
 	c.Status.ObservedGeneration = c.Generation
-	return r.writeStatus(ctx, c)
+	if err := r.writeStatus(ctx, c); err != nil {
+		return err
+	}
+	return r.collectRevisions(ctx, c)
+}
+
+// revisionsOf names the revisions of a configuration, in no order.
+func (r *Reconciler) revisionsOf(c *serving.Configuration) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.revisions[key{serving.KindConfiguration.Plural, c.Namespace, c.Name}]))
 }
 
 // latestCreated is the revision of the configuration's present generation, made when it is not there.
@@ -305,11 +316,8 @@ func now() string { return time.Now().UTC().Format(time.RFC3339) }
 // latestReady is the name of the newest ready revision of a configuration that is not older than the present
 // latest ready one; "" when there is none.
 func (r *Reconciler) latestReady(ctx context.Context, c *serving.Configuration) (string, error) {
-	r.mu.Lock()
-	names := slices.Collect(maps.Keys(r.revisions[key{serving.KindConfiguration.Plural, c.Namespace, c.Name}]))
-	r.mu.Unlock()
 	// The index follows the store's events; these two may not have arrived yet.
-	names = append(names, c.Status.LatestCreatedRevisionName, c.Status.LatestReadyRevisionName)
+	names := append(r.revisionsOf(c), c.Status.LatestCreatedRevisionName, c.Status.LatestReadyRevisionName)
 
 	best, bestGeneration := "", int64(-1)
 	for _, name := range names {
@@ -362,9 +370,13 @@ func (r *Reconciler) reconcileRoute(ctx context.Context, k key) error {
 		problem(&route.Status)
 	}
 	conditions := route.GetConditionSet().Manage(&route.Status)
-	if err := r.publish(ctx, k, route.Status.Traffic); err != nil {
+	switch err := r.publish(ctx, k, route.Status.Traffic); {
+	case errors.Is(err, gateway.ErrHostTaken):
 		conditions.MarkFalse(serving.RouteIngressReady, serving.ReasonNotOwned, "%s", err.Error())
-	} else if len(route.Status.Traffic) > 0 {
+		r.queue.addAfter(k, 5*time.Second) // its owner may give the host up, and then nobody tells
+	case err != nil:
+		return err
+	case len(route.Status.Traffic) > 0:
 		conditions.MarkTrue(serving.RouteIngressReady)
 	}
 	r.setSends(k, sends(k.namespace, route.Status.Traffic))

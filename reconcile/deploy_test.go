@@ -377,3 +377,85 @@ func TestRevisionName_TakenByAnotherServiceIsRefused(t *testing.T) {
 		t.Errorf("message %q", message)
 	}
 }
+
+func TestEnv_OfASecretIsReadOnceAndItsLaterLossDisturbsNobody(t *testing.T) {
+	dir := t.TempDir()
+	h := newHouse(t, dir)
+	secret := &serving.Secret{ObjectMeta: serving.ObjectMeta{Namespace: "default", Name: "password"}, Data: map[string][]byte{"value": []byte("x")}}
+	if _, err := h.store.Create(t.Context(), secret); err != nil {
+		t.Fatal(err)
+	}
+	s := &serving.Service{ObjectMeta: serving.ObjectMeta{Namespace: "default", Name: "hello"}}
+	from := &serving.EnvVarSource{SecretKeyRef: &serving.SecretKeySelector{Key: "value"}}
+	from.SecretKeyRef.Name = "password"
+	s.Spec.Template.Spec.Containers = []serving.Container{{Image: "registry/hello", Env: []serving.EnvVar{{Name: "PASSWORD", ValueFrom: from}}}}
+	h.write(s)
+	h.settle("hello", ready)
+	if _, err := h.store.Delete(t.Context(), serving.KindSecret, "default", "password", serving.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	// Something that makes the revision be looked at again.
+	no, hundred := false, int64(100)
+	h.declare("other", "registry/other", "")
+	h.settle("other", ready)
+	o, err := h.store.Get(t.Context(), serving.KindService, "default", "hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pinned := o.(*serving.Service).DeepCopy()
+	pinned.Spec.Traffic = []serving.TrafficTarget{{RevisionName: "hello-00001", Percent: &hundred, LatestRevision: &no, Tag: "kept"}}
+	if _, err := h.store.Update(t.Context(), pinned, store.Spec); err != nil {
+		t.Fatal(err)
+	}
+	h.settle("hello", ready)
+	if code, _ := h.ask("kept-hello.default.example.com"); code != 200 {
+		t.Errorf("answer %d", code)
+	}
+
+	// After a restart the value cannot be read: requests are told at once, not after their timeout.
+	h.stop()
+	h = newHouse(t, dir)
+	h.settle("hello", failed)
+	if code, _ := h.ask("hello.default.example.com"); code != 500 {
+		t.Errorf("answer %d without the secret, want 500 at once", code)
+	}
+}
+
+func TestRevision_WithoutLabelsStopsNothing(t *testing.T) {
+	h := newHouse(t, t.TempDir())
+	h.declare("hello", "registry/hello", "")
+	h.settle("hello", ready)
+	o, err := h.store.Get(t.Context(), serving.KindRevision, "default", "hello-00001")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare := o.(*serving.Revision).DeepCopy()
+	bare.Labels, bare.Annotations = nil, nil
+	if _, err := h.store.Update(t.Context(), bare, store.Spec); err != nil {
+		t.Fatal(err)
+	}
+	h.declare("next", "registry/hello", "")
+	h.settle("next", ready)
+	if code, _ := h.ask("hello.default.example.com"); code != 200 {
+		t.Errorf("answer %d", code)
+	}
+}
+
+func TestHost_TakenByAnotherServiceIsServedOnceItIsFree(t *testing.T) {
+	h := newHouse(t, t.TempDir())
+	h.declare("a-b", "registry/first", "")
+	h.settle("a-b", ready)
+	yes, hundred := true, int64(100)
+	h.declare("b", "registry/second", "", serving.TrafficTarget{LatestRevision: &yes, Percent: &hundred, Tag: "a"})
+	s := h.settle("b", failed)
+	if message := s.Status.GetCondition(serving.ServiceReady).GetMessage(); !strings.Contains(message, "a-b.default.example.com") {
+		t.Errorf("message %q", message)
+	}
+	if _, err := h.store.Delete(t.Context(), serving.KindService, "default", "a-b", serving.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	h.settle("b", ready)
+	if code, body := h.ask("a-b.default.example.com"); code != 200 || body != "b-00001" {
+		t.Errorf("answer %d %q", code, body)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -76,7 +77,7 @@ func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 
 // attempt reconciles one object, and again later when that did not work.
 func (r *Reconciler) attempt(ctx context.Context, k key) {
-	err := r.reconcile(ctx, k)
+	err := r.reconcileSafely(ctx, k)
 	switch {
 	case err == nil:
 		r.queue.forget(k)
@@ -87,6 +88,17 @@ func (r *Reconciler) attempt(ctx context.Context, k key) {
 		wait := r.queue.addBackoff(k)
 		r.Logger.Warn("reconciling", "object", k.String(), "error", err, "again", wait)
 	}
+}
+
+// reconcileSafely turns a panic into an error: one object that nobody thought of must not stop the platform, and
+// stop it again at every start.
+func (r *Reconciler) reconcileSafely(ctx context.Context, k key) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return r.reconcile(ctx, k)
 }
 
 // watch queues what changes, and what depends on it, until ctx ends.
@@ -119,6 +131,15 @@ func (r *Reconciler) relist(ctx context.Context, kind serving.Kind) string {
 	for _, o := range objects {
 		r.index(store.Modified, kind, o)
 		r.affected(kind, o)
+	}
+	// What was deleted meanwhile is known only from what is held for it.
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for k := range r.deployments {
+		r.queue.add(key{serving.KindRevision.Plural, k.Namespace, k.Revision})
+	}
+	for route := range r.reads {
+		r.queue.add(route)
 	}
 	return version
 }

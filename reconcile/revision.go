@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"knative.dev/pkg/apis"
+
 	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/image"
@@ -25,7 +27,7 @@ func (r *Reconciler) reconcileRevision(ctx context.Context, k key) error {
 		return err
 	}
 	if stored == nil || stored.DeletionTimestamp != nil {
-		r.forget(context.WithoutCancel(ctx), id)
+		r.forget(ctx, id)
 		return nil
 	}
 	if stored, err = r.labelRouting(ctx, stored); err != nil {
@@ -33,20 +35,23 @@ func (r *Reconciler) reconcileRevision(ctx context.Context, k key) error {
 	}
 	revision := stored.DeepCopy()
 	revision.Status.InitializeConditions()
-	d := r.deployment(revision)
+	d := r.deployment(ctx, revision)
 
 	if !r.fetched(ctx, d, revision) {
 		return r.finish(ctx, d, revision)
 	}
 	declared, err := r.declare(ctx, d, revision)
 	if err != nil {
+		d.undeclared.Store(&err)
+		d.activator.Fail(err)
 		revision.Status.MarkResourcesAvailableFalse("InvalidSpec", err.Error())
 		r.queue.addAfter(k, 10*time.Second) // what it refers to may appear
 		return r.finish(ctx, d, revision)
 	}
+	d.undeclared.Store(nil)
 	r.Autoscaler.Apply(declared)
 	status, _ := r.Autoscaler.Status(id)
-	markInstances(&revision.Status, revision.Name, declared, status)
+	markInstances(&revision.Status, revision.Name, declared, status, d.failure)
 	return r.finish(ctx, d, revision)
 }
 
@@ -80,6 +85,12 @@ func (r *Reconciler) labelRouting(ctx context.Context, revision *serving.Revisio
 		return revision, nil
 	}
 	labelled := revision.DeepCopy()
+	if labelled.Labels == nil { // a user's write may have taken them
+		labelled.Labels = map[string]string{}
+	}
+	if labelled.Annotations == nil {
+		labelled.Annotations = map[string]string{}
+	}
 	labelled.Labels[serving.LabelRoutingState] = want
 	labelled.Annotations[serving.AnnotationRoutingStateModified] = now()
 	o, err := r.Store.Update(ctx, labelled, store.Spec)
@@ -96,11 +107,15 @@ func (r *Reconciler) reachable(revision *serving.Revision) bool {
 	return r.routed[autoscaler.Key{Namespace: revision.Namespace, Revision: revision.Name}] > 0
 }
 
-// markInstances says how a revision's instances are.
-func markInstances(s *serving.RevisionStatus, name string, declared autoscaler.Revision, status autoscaler.Status) {
+// markInstances says how a revision's instances are. before is why it had failed in an earlier life of the server:
+// it stays so until an instance proves otherwise.
+func markInstances(s *serving.RevisionStatus, name string, declared autoscaler.Revision, status autoscaler.Status, before *apis.Condition) {
 	ready, desired := int32(status.Ready), int32(status.Desired)
 	s.ActualReplicas, s.DesiredReplicas = &ready, &desired
 	switch {
+	case declared.Scale.Initial == 0 && declared.Prove && !status.Proven && before != nil:
+		s.MarkResourcesAvailableTrue()
+		s.MarkContainerHealthyFalse(before.Reason, before.Message)
 	case status.Proven || !declared.Prove || declared.Scale.Initial == 0:
 		s.MarkResourcesAvailableTrue()
 		s.MarkContainerHealthyTrue()
@@ -118,6 +133,10 @@ func markInstances(s *serving.RevisionStatus, name string, declared autoscaler.R
 	switch {
 	case status.Ready > 0:
 		s.MarkActiveTrue()
+	case status.Failure != nil && s.GetCondition(serving.RevisionReady).IsTrue():
+		// It was proven once, and requests come, but no instance starts any more.
+		reason, message := explain(name, declared.Spec.Container.Port, status.Failure)
+		s.MarkActiveFalse(reason, strings.ReplaceAll(message, "%", "%%")) // it is a format
 	case s.GetCondition(serving.RevisionReady).IsTrue():
 		s.MarkActiveFalse("NoTraffic", "The target is not receiving traffic.")
 	default:
@@ -134,7 +153,11 @@ func explain(revision string, port int, failure error) (reason, message string) 
 	}
 	switch {
 	case start.Reason == engine.ReasonExited:
-		return serving.ExitCodeReason(int32(start.Exit.Code)), serving.RevisionContainerExitingMessage(start.Error())
+		code := start.Exit.Code
+		if start.Exit.Signal != 0 {
+			code = 128 + int(start.Exit.Signal) // as shells and Kubernetes count
+		}
+		return serving.ExitCodeReason(int32(code)), serving.RevisionContainerExitingMessage(start.Error())
 	case start.Reason == engine.ReasonNotListening && !start.LoopbackOnly():
 		return start.Reason, fmt.Sprintf("Revision %s is not ready and cannot serve traffic. The user provided container "+
 			"failed to start and listen on port defined by PORT=%d environment variable within the allocated timeout. This can "+

@@ -32,7 +32,21 @@ func (r *Reconciler) gatewayRevision(revision *serving.Revision) gateway.Revisio
 		Idle:          seconds(revision.Spec.IdleTimeoutSeconds),
 		HTTP2:         isHTTP2(revision),
 		MaxQueue:      r.MaxQueue,
-		Wake:          func() { r.Autoscaler.Wake(id) },
+		Wake:          func() { r.wake(id) },
+	}
+}
+
+// wake asks for capacity for a revision; when it cannot have any, its requests are told why.
+func (r *Reconciler) wake(id autoscaler.Key) {
+	r.Autoscaler.Wake(id)
+	r.mu.Lock()
+	d := r.deployments[id]
+	r.mu.Unlock()
+	if d == nil {
+		return
+	}
+	if why := d.undeclared.Load(); why != nil {
+		d.activator.Fail(*why)
 	}
 }
 
@@ -54,16 +68,19 @@ func isHTTP2(revision *serving.Revision) bool {
 
 // declare is what the autoscaler is told of a revision whose image is known.
 func (r *Reconciler) declare(ctx context.Context, d *deployment, revision *serving.Revision) (autoscaler.Revision, error) {
-	spec, err := r.spec(ctx, revision)
-	if err != nil {
-		return autoscaler.Revision{}, err
+	if d.spec == nil {
+		spec, err := r.spec(ctx, revision)
+		if err != nil {
+			return autoscaler.Revision{}, err
+		}
+		d.spec = &spec
 	}
 	scale, err := r.Scaling.Scale(revision.Annotations, revision.Spec.GetContainerConcurrency())
 	if err != nil {
 		return autoscaler.Revision{}, err
 	}
 	return autoscaler.Revision{
-		Key: d.key, Spec: spec, Scale: scale, Pool: d.activator,
+		Key: d.key, Spec: *d.spec, Scale: scale, Pool: d.activator,
 		Prove:     !revision.IsReady(),
 		Reachable: r.reachable(revision),
 	}, nil

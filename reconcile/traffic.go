@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
+	"k8s.io/apimachinery/pkg/types"
 	"knative.dev/pkg/apis"
 	"knative.dev/pkg/apis/duck/v1"
 
 	"github.com/berth-run/berth/autoscaler"
+	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/gateway"
 	"github.com/berth-run/berth/serving"
 )
@@ -116,12 +119,12 @@ func (r *Reconciler) publish(ctx context.Context, route key, traffic []serving.T
 	for _, t := range traffic {
 		revision, err := get[serving.Revision](ctx, r, serving.KindRevision, route.namespace, t.RevisionName)
 		if err != nil {
-			return err
+			return fmt.Errorf("reading revision %s of route %s: %w", t.RevisionName, owner, err)
 		}
 		if revision == nil {
 			continue // deleted under the route's feet: what is left is served
 		}
-		activator := r.deployment(revision).activator
+		activator := r.deployment(ctx, revision).activator
 		if t.Percent != nil && *t.Percent > 0 {
 			main.Splits = append(main.Splits, gateway.Split{Percent: int(*t.Percent), Activator: activator})
 		}
@@ -146,42 +149,61 @@ func (r *Reconciler) publish(ctx context.Context, route key, traffic []serving.T
 // deployment is what is known in memory of one revision.
 type deployment struct {
 	key       autoscaler.Key
+	uid       types.UID // a revision that is made again under its name is another one
 	activator *gateway.Activator
 	ready     bool // the stored revision is ready. Guarded by Reconciler.mu.
 	fetch     fetch
+	// spec is what instances run, resolved once: a Secret that changes or goes later does not disturb them. Only the
+	// worker that has the revision's key uses it.
+	spec *engine.Spec
+	// failure is why the revision had failed when it was first seen, nil when it had not.
+	failure *apis.Condition
+	// undeclared is why the autoscaler does not know the revision, nil when it does.
+	undeclared atomic.Pointer[error]
 }
 
 // deployment returns the record of a revision, made when it is first asked for.
-func (r *Reconciler) deployment(revision *serving.Revision) *deployment {
+func (r *Reconciler) deployment(ctx context.Context, revision *serving.Revision) *deployment {
 	k := autoscaler.Key{Namespace: revision.Namespace, Revision: revision.Name}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	d := r.deployments[k]
+	if d != nil && d.uid != revision.UID {
+		r.retire(ctx, d)
+		d = nil
+	}
 	if d == nil {
-		d = &deployment{key: k, activator: gateway.NewActivator(r.gatewayRevision(revision))}
+		d = &deployment{key: k, uid: revision.UID, activator: gateway.NewActivator(r.gatewayRevision(revision))}
+		if revision.IsFailed() {
+			d.failure = revision.Status.GetCondition(serving.RevisionReady).DeepCopy()
+		}
 		r.deployments[k] = d
 	}
 	return d
 }
 
-// forget drops a deleted revision: its requests in flight finish, then its instances end.
+// forget drops a deleted revision.
 func (r *Reconciler) forget(ctx context.Context, k autoscaler.Key) {
 	r.mu.Lock()
-	d := r.deployments[k]
-	delete(r.deployments, k)
-	r.mu.Unlock()
-	if d == nil {
-		return
+	defer r.mu.Unlock()
+	if d := r.deployments[k]; d != nil {
+		delete(r.deployments, k)
+		r.retire(ctx, d)
 	}
+}
+
+// retire ends what a deleted revision has: requests in flight finish, then its instances end. r.mu is held.
+func (r *Reconciler) retire(ctx context.Context, d *deployment) {
 	d.fetch.cancel()
-	d.activator.Fail(errors.New("the revision was deleted"))
+	ctx = context.WithoutCancel(ctx) // the autoscaler's own end bounds it
 	r.fetches.Go(func() {
-		if err := r.Autoscaler.Remove(ctx, k); err != nil {
-			r.Logger.Warn("stopping the instances of a deleted revision", "revision", k.Revision, "error", err)
+		d.activator.Fail(errors.New("the revision was deleted"))
+		if err := r.Autoscaler.Remove(ctx, d.key); err != nil {
+			r.Logger.Warn("stopping the instances of a deleted revision", "revision", d.key.Revision, "error", err)
 		}
 		r.Gateway.Forget(d.activator)
 		if r.RevisionGone != nil {
-			r.RevisionGone(k.Namespace, d.activator.Revision().Service, k.Revision)
+			r.RevisionGone(d.key.Namespace, d.activator.Revision().Service, d.key.Revision)
 		}
 	})
 }

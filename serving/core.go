@@ -13,6 +13,7 @@ type (
 	ContainerPort        = v1.ContainerPort
 	EnvVar               = v1.EnvVar
 	EnvVarSource         = v1.EnvVarSource
+	SecretKeySelector    = v1.SecretKeySelector
 	Probe                = v1.Probe
 	ProbeHandler         = v1.ProbeHandler
 	TCPSocketAction      = v1.TCPSocketAction
