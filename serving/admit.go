@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
 	"strconv"
 	"strings"
@@ -79,6 +80,9 @@ func (a *Admission) Admit(ctx context.Context, change Change) (warnings []string
 		ctx = apis.WithinSubResourceUpdate(ctx, change.Old, "status")
 	default:
 		keepUserAnnotations(change.New, change.Old)
+		if kind.Name == KindRevision.Name {
+			warnings = keepPlatformLabels(change.New, change.Old)
+		}
 		ctx = apis.WithinUpdate(ctx, change.Old)
 	}
 	var refused *apis.FieldError
@@ -87,7 +91,8 @@ func (a *Admission) Admit(ctx context.Context, change Change) (warnings []string
 		if err := asStored(kind, change.New); err != nil {
 			return nil, err
 		}
-		refused, warnings = unsupported(change.New)
+		refused = unsupported(change.New)
+		warnings = append(warnings, withoutEffect(change.New)...)
 	}
 	result := object.Validate(ctx)
 	for _, w := range result.Filter(apis.WarningLevel).WrappedErrors() {
@@ -96,10 +101,21 @@ func (a *Admission) Admit(ctx context.Context, change Change) (warnings []string
 			warnings = append(warnings, w.Error())
 		}
 	}
-	if result = result.Filter(apis.ErrorLevel).Also(refused); result != nil {
-		return warnings, validationFailed(kind, change.New, result)
+	for _, e := range result.Filter(apis.ErrorLevel).WrappedErrors() {
+		if !reservesPort(e) {
+			refused = refused.Also(e)
+		}
+	}
+	if refused != nil {
+		return warnings, validationFailed(kind, change.New, refused)
 	}
 	return warnings, nil
+}
+
+// reservesPort recognizes the refusal of a port that Knative's proxy beside the container listens on. Berth has no
+// such proxy, and Cloud Run takes these ports.
+func reservesPort(e *apis.FieldError) bool {
+	return strings.HasSuffix(e.Message, "is a reserved port")
 }
 
 // asStored brings an object into the form it has after it was written and read again, where an empty map is none:
@@ -148,6 +164,12 @@ func (s Settings) config() (*config.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cpu := d.RevisionCPULimit; cpu != nil && cpu.Sign() <= 0 {
+		return nil, fmt.Errorf("revision-cpu-limit is %s: give more than 0", cpu)
+	}
+	if memory := d.RevisionMemoryLimit; memory != nil && memory.Value() < leastMemory {
+		return nil, fmt.Errorf("revision-memory-limit is %s: give %dMi or more", memory, leastMemory>>20)
+	}
 	f, err := config.NewFeaturesConfigFromMap(nil)
 	if err != nil {
 		return nil, err
@@ -190,81 +212,23 @@ func keepUserAnnotations(to, from Object) {
 	}
 }
 
-// unsupported refuses what Knative allows and Berth cannot run, and warns of what has no effect.
-//
-// serviceAccountName is accepted with any valid name: there are no service accounts yet, it changes nothing.
-func unsupported(o Object) (refused *apis.FieldError, warnings []string) {
-	switch o := o.(type) {
-	case *Service:
-		refused, warnings = unsupportedPod(o.Spec.Template.Spec.PodSpec, "spec.template.spec")
-	case *Configuration:
-		refused, warnings = unsupportedPod(o.Spec.Template.Spec.PodSpec, "spec.template.spec")
+// keepPlatformLabels gives a revision the labels that tie it to its owners: the platform finds it by them. Other
+// labels are the user's.
+func keepPlatformLabels(to, from Object) (warnings []string) {
+	labels := maps.Clone(to.GetLabels())
+	if labels == nil {
+		labels = map[string]string{}
 	}
-	return refused, warnings
-}
-
-func unsupportedPod(pod PodSpec, path string) (refused *apis.FieldError, warnings []string) {
-	refuse := func(message, path string) {
-		refused = refused.Also(&apis.FieldError{Message: message, Paths: []string{path}})
-	}
-	if len(pod.Containers) > 1 {
-		refuse("Berth runs one container per instance; remove the others", path+".containers[1]")
-	}
-	if len(pod.Volumes) > 0 {
-		refuse("Berth does not mount volumes yet; pass values with env or envFrom", path+".volumes")
-	}
-	for i, c := range pod.Containers {
-		path := fmt.Sprintf("%s.containers[%d]", path, i)
-		if len(c.VolumeMounts) > 0 {
-			refuse("Berth does not mount volumes yet; pass values with env or envFrom", path+".volumeMounts")
+	maps.DeleteFunc(labels, func(key, _ string) bool { return strings.HasPrefix(key, Group+"/") })
+	for key, value := range from.GetLabels() {
+		if strings.HasPrefix(key, Group+"/") {
+			labels[key] = value
 		}
-		for name, probe := range map[string]*Probe{
-			"livenessProbe": c.LivenessProbe, "readinessProbe": c.ReadinessProbe, "startupProbe": c.StartupProbe,
-		} {
-			if probe != nil && probe.Exec != nil {
-				refuse("Berth does not run exec probes; use httpGet or tcpSocket", path+"."+name+".exec")
-			}
-			if probe != nil && probe.GRPC != nil {
-				refuse("Berth does not run gRPC probes; use httpGet or tcpSocket", path+"."+name+".grpc")
-			}
-		}
-		for list, resources := range map[string]ResourceList{"limits": c.Resources.Limits, "requests": c.Resources.Requests} {
-			for name := range resources {
-				if strings.Contains(string(name), "/") {
-					refuse("Berth gives instances CPU and memory only; remove this resource",
-						fmt.Sprintf("%s.resources.%s[%s]", path, list, name))
-				}
-			}
-		}
-		warnings = append(warnings, withoutEffect(c, path)...)
 	}
-	return refused, warnings
-}
-
-// withoutEffect names the fields of a container that are stored and not acted on.
-func withoutEffect(c Container, path string) (warnings []string) {
-	warn := func(field string) {
-		warnings = append(warnings, path+"."+field+" has no effect in this release of Berth")
+	if !maps.Equal(labels, to.GetLabels()) {
+		warnings = append(warnings, "metadata.labels: those of "+Group+" are the platform's and stay as they are")
 	}
-	if c.LivenessProbe != nil {
-		warn("livenessProbe")
-	}
-	sc := c.SecurityContext
-	if sc == nil {
-		return warnings
-	}
-	if sc.RunAsGroup != nil {
-		warn("securityContext.runAsGroup")
-	}
-	if sc.RunAsNonRoot != nil && *sc.RunAsNonRoot {
-		warn("securityContext.runAsNonRoot")
-	}
-	if sc.ReadOnlyRootFilesystem != nil && *sc.ReadOnlyRootFilesystem {
-		warn("securityContext.readOnlyRootFilesystem")
-	}
-	if sc.Capabilities != nil {
-		warn("securityContext.capabilities")
-	}
+	to.SetLabels(labels)
 	return warnings
 }
 

@@ -2,6 +2,8 @@ package serving_test
 
 import (
 	"errors"
+	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -109,6 +111,11 @@ func TestAdmit_RefusesWhatBerthCannotRun(t *testing.T) {
 		"livenessProbe: {exec: {command: [x]}}":                                  "spec.template.spec.containers[0].livenessProbe.exec",
 		"readinessProbe: {grpc: {port: 8080}}":                                   "spec.template.spec.containers[0].readinessProbe.grpc",
 		"startupProbe: {exec: {command: [x]}}":                                   "spec.template.spec.containers[0].startupProbe.exec",
+		"readinessProbe: {httpGet: {scheme: HTTPS}}":                             "spec.template.spec.containers[0].readinessProbe.httpGet.scheme",
+		"resources: {limits: {cpu: '0'}}":                                        "spec.template.spec.containers[0].resources.limits[cpu]",
+		"resources: {limits: {cpu: '-1'}}":                                       "spec.template.spec.containers[0].resources.limits[cpu]",
+		"resources: {limits: {memory: '0'}}":                                     "spec.template.spec.containers[0].resources.limits[memory]",
+		"resources: {limits: {memory: 4Mi}}":                                     "spec.template.spec.containers[0].resources.limits[memory]",
 		"resources: {limits: {nvidia.com/gpu: 1}}":                               "spec.template.spec.containers[0].resources.limits[nvidia.com/gpu]",
 		"}], volumes: [{name: a, emptyDir: {}}], initContainers: [{image: x":     "spec.template.spec.volumes",
 		"volumeMounts: [{name: a, mountPath: /a}]":                               "spec.template.spec.containers[0].volumeMounts",
@@ -122,6 +129,115 @@ func TestAdmit_RefusesWhatBerthCannotRun(t *testing.T) {
 		}
 		if !found || status.Code != 400 || !strings.HasPrefix(status.Message, "validation failed: ") {
 			t.Errorf("%s: got %d %q, causes %+v; want one for %s", container, status.Code, status.Message, status.Details.Causes, path)
+		}
+	}
+}
+
+func TestAdmit_RefusesToMakePublicWhatIsToBePrivate(t *testing.T) {
+	route := read[serving.Route](t, "metadata: {name: hello, namespace: default}\nspec: {traffic: [{configurationName: hello, percent: 100}]}")
+	for _, o := range []serving.Object{service(t, ""), route} {
+		plain := o.DeepCopyObject().(serving.Object)
+		if _, err := admission(t).Admit(t.Context(), serving.Change{New: plain}); err != nil {
+			t.Fatal(err)
+		}
+		plain.SetResourceVersion("1")
+		labelled := plain.DeepCopyObject().(serving.Object)
+		labelled.SetLabels(map[string]string{"networking.knative.dev/visibility": "cluster-local"})
+		annotated := plain.DeepCopyObject().(serving.Object)
+		annotated.SetAnnotations(map[string]string{"run.googleapis.com/ingress": "internal"})
+		for path, o := range map[string]serving.Object{
+			"metadata.labels[networking.knative.dev/visibility]": labelled,
+			"metadata.annotations[run.googleapis.com/ingress]":   annotated,
+		} {
+			for _, old := range []serving.Object{nil, plain} {
+				status := refusal(t, serving.Change{New: o.DeepCopyObject().(serving.Object), Old: old})
+				if causes := status.Details.Causes; status.Code != 400 || len(causes) != 1 || causes[0].Field != path {
+					t.Errorf("got %d %q, causes %+v; want one for %s", status.Code, status.Message, causes, path)
+				}
+			}
+		}
+		annotated.SetAnnotations(map[string]string{"run.googleapis.com/ingress": "all"})
+		if _, err := admission(t).Admit(t.Context(), serving.Change{New: annotated}); err != nil {
+			t.Errorf("a public service: %v", err)
+		}
+	}
+}
+
+func TestAdmit_TakesThePortsThatKnativeReservesForItsProxy(t *testing.T) {
+	for _, port := range []int32{8012, 8013, 8022, 9090, 9091} {
+		s := service(t, fmt.Sprintf("ports: [{containerPort: %d}]", port))
+		if _, err := admission(t).Admit(t.Context(), serving.Change{New: s}); err != nil {
+			t.Error(err)
+		}
+		if got := s.Spec.Template.Spec.Containers[0].Ports[0].ContainerPort; got != port {
+			t.Errorf("got port %d, want %d", got, port)
+		}
+	}
+	status := refusal(t, serving.Change{New: service(t, "ports: [{containerPort: 9090, name: grpc}], env: [{name: PORT, value: '1'}]")})
+	if strings.Contains(status.Message, "9090") || len(status.Details.Causes) != 2 {
+		t.Errorf("got %q, want the other two mistakes", status.Message)
+	}
+}
+
+func TestAdmit_WarnsOfSettingsWithoutEffect(t *testing.T) {
+	const path = "spec.template.spec.containers[0]."
+	for container, want := range map[string]string{
+		"livenessProbe: {tcpSocket: {}}": path + "livenessProbe has no effect in this release of Berth",
+		"startupProbe: {tcpSocket: {}}, readinessProbe: {httpGet: {path: /ready}}": path + "readinessProbe has no effect beside a startupProbe in this release of Berth: " +
+			"the startupProbe alone says when an instance takes requests",
+		"startupProbe: {tcpSocket: {}}":             "",
+		"readinessProbe: {httpGet: {path: /ready}}": "",
+	} {
+		s := service(t, container)
+		warnings, err := admission(t).Admit(t.Context(), serving.Change{New: s})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(warnings, "\n"); got != want {
+			t.Errorf("%s: got warnings %q, want %q", container, got, want)
+		}
+	}
+	s := service(t, "")
+	s.Spec.Template.Annotations = map[string]string{serving.AnnotationProgressDeadline: "30s"}
+	warnings, err := admission(t).Admit(t.Context(), serving.Change{New: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "spec.template.metadata.annotations[serving.knative.dev/progress-deadline] has no effect in this release of Berth"
+	if len(warnings) != 1 || warnings[0] != want {
+		t.Errorf("got warnings %q, want %q", warnings, want)
+	}
+}
+
+func TestAdmit_KeepsTheLabelsThatTieARevisionToItsOwners(t *testing.T) {
+	old := read[serving.Revision](t, `
+metadata:
+  name: hello-00001
+  namespace: default
+  resourceVersion: "1"
+  labels: {serving.knative.dev/service: hello, serving.knative.dev/routingState: active, team: a}
+spec: {containers: [{name: user-container, image: registry.example/hello}]}`)
+	if _, err := admission(t).Admit(t.Context(), serving.Change{New: old}); err != nil {
+		t.Fatal(err)
+	}
+	owned := map[string]string{"serving.knative.dev/service": "hello", "serving.knative.dev/routingState": "active"}
+	for _, c := range []struct {
+		given, want map[string]string
+		warns       int
+	}{
+		{nil, owned, 1},
+		{map[string]string{"serving.knative.dev/service": "other", "serving.knative.dev/new": "b", "team": "b"},
+			map[string]string{"serving.knative.dev/service": "hello", "serving.knative.dev/routingState": "active", "team": "b"}, 1},
+		{owned, owned, 0},
+	} {
+		o := old.DeepCopy()
+		o.Labels = maps.Clone(c.given)
+		warnings, err := admission(t).Admit(t.Context(), serving.Change{New: o, Old: old})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !maps.Equal(o.Labels, c.want) || len(warnings) != c.warns {
+			t.Errorf("%v: got %v and warnings %q, want %v and %d", c.given, o.Labels, warnings, c.want, c.warns)
 		}
 	}
 }
@@ -258,6 +374,8 @@ func TestNewAdmission_SaysWhichSettingIsWrong(t *testing.T) {
 		"revision-timeout-seconds": {RevisionTimeout: time.Hour},
 		"give whole seconds":       {RevisionTimeout: 1500 * time.Millisecond},
 		"container-concurrency":    {ContainerConcurrency: -1},
+		"revision-cpu-limit is 0":  {CPU: "0"},
+		"give 16Mi or more":        {Memory: "1Mi"},
 	} {
 		if _, err := serving.NewAdmission(s); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: got %v, want an error that names %s", s, err, want)

@@ -1,0 +1,168 @@
+package serving
+
+import (
+	"fmt"
+	"strings"
+
+	"k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"knative.dev/pkg/apis"
+)
+
+// Labels and annotations that only admission knows: they ask for what Berth has not.
+const (
+	labelVisibility   = "networking.knative.dev/visibility" // Knative: "cluster-local" is not reachable from outside
+	annotationIngress = "run.googleapis.com/ingress"        // Cloud Run: "all", or one of several that are not public
+)
+
+// leastMemory is the smallest memory limit, in bytes. An OCI runtime starts the instance within the limit, and the
+// files that the platform writes into it (as /etc/hosts) are in memory and count: runc alone takes several MiB, and
+// what starts below 16 MiB has no room for a program.
+const leastMemory = 16 << 20
+
+// unsupported refuses what Knative or Cloud Run allow and Berth cannot do.
+//
+// serviceAccountName is accepted with any valid name: there are no service accounts yet, it changes nothing.
+func unsupported(o Object) (refused *apis.FieldError) {
+	switch o := o.(type) {
+	case *Service:
+		return unsupportedVisibility(o).Also(unsupportedPod(o.Spec.Template.Spec.PodSpec).ViaField("spec", "template", "spec"))
+	case *Configuration:
+		return unsupportedPod(o.Spec.Template.Spec.PodSpec).ViaField("spec", "template", "spec")
+	case *Route:
+		return unsupportedVisibility(o)
+	}
+	return nil
+}
+
+// unsupportedVisibility refuses to make public what was asked to be private.
+func unsupportedVisibility(o Object) (refused *apis.FieldError) {
+	const public = "Berth cannot keep a service private: everyone who reaches the gateway reaches it; "
+	if value, ok := o.GetLabels()[labelVisibility]; ok {
+		refused = refused.Also(refusal(fmt.Sprintf(public+"remove this label, which is %q", value), "metadata.labels["+labelVisibility+"]"))
+	}
+	if value, ok := o.GetAnnotations()[annotationIngress]; ok && value != "all" {
+		refused = refused.Also(refusal(fmt.Sprintf(public+"remove this annotation, which is %q, or set it to \"all\"", value),
+			"metadata.annotations["+annotationIngress+"]"))
+	}
+	return refused
+}
+
+func unsupportedPod(pod PodSpec) (refused *apis.FieldError) {
+	if len(pod.Containers) > 1 {
+		refused = refused.Also(refusal("Berth runs one container per instance; remove the others", "containers[1]"))
+	}
+	if len(pod.Volumes) > 0 {
+		refused = refused.Also(refusal("Berth does not mount volumes yet; pass values with env or envFrom", "volumes"))
+	}
+	for i, c := range pod.Containers {
+		refused = refused.Also(unsupportedContainer(c).ViaFieldIndex("containers", i))
+	}
+	return refused
+}
+
+func unsupportedContainer(c Container) (refused *apis.FieldError) {
+	if len(c.VolumeMounts) > 0 {
+		refused = refused.Also(refusal("Berth does not mount volumes yet; pass values with env or envFrom", "volumeMounts"))
+	}
+	for name, probe := range map[string]*Probe{
+		"livenessProbe": c.LivenessProbe, "readinessProbe": c.ReadinessProbe, "startupProbe": c.StartupProbe,
+	} {
+		if probe != nil {
+			refused = refused.Also(unsupportedProbe(probe.ProbeHandler).ViaField(name))
+		}
+	}
+	for list, resources := range map[string]ResourceList{"limits": c.Resources.Limits, "requests": c.Resources.Requests} {
+		for name := range resources {
+			if strings.Contains(string(name), "/") {
+				refused = refused.Also(refusal("Berth gives instances CPU and memory only; remove this resource",
+					fmt.Sprintf("resources.%s[%s]", list, name)))
+			}
+		}
+	}
+	if cpu, ok := c.Resources.Limits[ResourceCPU]; ok && cpu.Sign() <= 0 {
+		refused = refused.Also(refusal(fmt.Sprintf("a CPU limit of %s leaves nothing to run with; give more than 0, as 500m, or remove it", &cpu),
+			"resources.limits[cpu]"))
+	}
+	if memory, ok := c.Resources.Limits[ResourceMemory]; ok && memory.Value() < leastMemory {
+		refused = refused.Also(refusal(fmt.Sprintf("no instance starts within a memory limit of %s; give %dMi or more", &memory, leastMemory>>20),
+			"resources.limits[memory]"))
+	}
+	return refused
+}
+
+func unsupportedProbe(handler ProbeHandler) (refused *apis.FieldError) {
+	if handler.Exec != nil {
+		refused = refused.Also(refusal("Berth does not run exec probes; use httpGet or tcpSocket", "exec"))
+	}
+	if handler.GRPC != nil {
+		refused = refused.Also(refusal("Berth does not run gRPC probes; use httpGet or tcpSocket", "grpc"))
+	}
+	if handler.HTTPGet != nil && handler.HTTPGet.Scheme == v1.URISchemeHTTPS {
+		refused = refused.Also(refusal("Berth does not probe over TLS, which an instance is not to do; use HTTP", "httpGet.scheme"))
+	}
+	return refused
+}
+
+func refusal(message, path string) *apis.FieldError {
+	return &apis.FieldError{Message: message, Paths: []string{path}}
+}
+
+// withoutEffect names what is stored and not acted on.
+func withoutEffect(o Object) (warnings []string) {
+	var template RevisionTemplateSpec
+	switch o := o.(type) {
+	case *Service:
+		template = o.Spec.Template
+	case *Configuration:
+		template = o.Spec.Template
+	}
+	warn := func(path string) {
+		warnings = append(warnings, "spec.template."+path+" has no effect in this release of Berth")
+	}
+	if _, ok := template.Annotations[AnnotationProgressDeadline]; ok {
+		warn("metadata.annotations[" + AnnotationProgressDeadline + "]")
+	}
+	for i, c := range template.Spec.Containers {
+		path := fmt.Sprintf("spec.containers[%d].", i)
+		if c.LivenessProbe != nil {
+			warn(path + "livenessProbe")
+		}
+		if c.StartupProbe != nil && isChosen(c.ReadinessProbe) {
+			warnings = append(warnings, "spec.template."+path+"readinessProbe has no effect beside a startupProbe in this release of Berth: "+
+				"the startupProbe alone says when an instance takes requests")
+		}
+		for _, field := range securityWithoutEffect(c.SecurityContext) {
+			warn(path + "securityContext." + field)
+		}
+	}
+	return warnings
+}
+
+// isChosen tells a readiness probe that the user wrote from the one that Knative's defaulting puts where there is none.
+func isChosen(probe *Probe) bool {
+	if probe == nil {
+		return false
+	}
+	byDefault := Probe{ProbeHandler: ProbeHandler{TCPSocket: &TCPSocketAction{}}, SuccessThreshold: 1}
+	return !equality.Semantic.DeepEqual(*probe, byDefault)
+}
+
+func securityWithoutEffect(sc *SecurityContext) (fields []string) {
+	if sc == nil {
+		return nil
+	}
+	if sc.RunAsGroup != nil {
+		fields = append(fields, "runAsGroup")
+	}
+	if sc.RunAsNonRoot != nil && *sc.RunAsNonRoot {
+		fields = append(fields, "runAsNonRoot")
+	}
+	if sc.ReadOnlyRootFilesystem != nil && *sc.ReadOnlyRootFilesystem {
+		fields = append(fields, "readOnlyRootFilesystem")
+	}
+	if sc.Capabilities != nil {
+		fields = append(fields, "capabilities")
+	}
+	return fields
+}
