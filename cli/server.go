@@ -29,7 +29,7 @@ func serverHeadings() []heading {
 		{"Images", []string{"insecure-registry", "docker-config", "pull-timeout", "image-keep"}},
 		{"Defaults of services", []string{"cpu", "memory", "container-concurrency", "revision-timeout", "max-revision-timeout", "min-instances", "max-instances", "initial-scale"}},
 		{"Scaling", []string{"target", "target-utilization", "rps-target", "stable-window", "panic-window-percent", "panic-threshold-percent", "tick", "max-scale-up-rate", "max-scale-down-rate", "scale-to-zero-grace", "scale-to-zero-retention"}},
-		{"Requests", []string{"max-queue", "access-log", "shutdown-timeout"}},
+		{"Requests", []string{"max-queue", "trust-forwarded", "access-log", "shutdown-timeout"}},
 	}
 }
 

@@ -51,8 +51,17 @@ func ensureCertificate(path, address string) (tls.Certificate, []byte, error) {
 // certificateNames are the hosts a client may call the API by.
 func certificateNames(address string) []string {
 	names := []string{"localhost", "127.0.0.1", "::1"}
-	if host, _, err := net.SplitHostPort(address); err == nil && host != "" && !slices.Contains(names, host) {
+	if host, _, err := net.SplitHostPort(address); err == nil && host != "" && !net.ParseIP(host).IsUnspecified() && !slices.Contains(names, host) {
 		names = append(names, host)
+	}
+	if host, _, err := net.SplitHostPort(address); err == nil && net.ParseIP(host).IsUnspecified() {
+		// Every address of the machine: clients elsewhere call it by one of them.
+		addresses, _ := net.InterfaceAddrs() // without them, clients there name the machine
+		for _, a := range addresses {
+			if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() && !slices.Contains(names, n.IP.String()) {
+				names = append(names, n.IP.String())
+			}
+		}
 	}
 	if host, err := os.Hostname(); err == nil && host != "" && !slices.Contains(names, host) {
 		names = append(names, host)

@@ -3,10 +3,18 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/berth-run/berth/autoscaler"
 )
@@ -37,6 +45,7 @@ type Config struct {
 	StartupTimeout     time.Duration `flag:"startup-timeout" help:"longest time from an instance's start to its first request"`
 	MaxQueue           int           `flag:"max-queue" help:"most requests of one revision that wait for an instance at the same time"`
 	ShutdownTimeout    time.Duration `flag:"shutdown-timeout" help:"longest time that requests in flight get to finish when the server stops"`
+	TrustForwarded     []string      `flag:"trust-forwarded" help:"networks of proxies in front of the gateway, as ADDRESS/BITS: their X-Forwarded-For, X-Forwarded-Proto and Forwarded headers are believed and added to"`
 	AccessLog          bool          `flag:"access-log" help:"write one line for each request to standard output"`
 
 	Scaling autoscaler.Settings
@@ -75,6 +84,71 @@ func DefaultConfig() Config {
 		Scaling:            autoscaler.DefaultSettings(),
 		Logger:             slog.Default(),
 	}
+}
+
+// check says which settings cannot be worked with, each by its flag.
+func (c Config) check() error {
+	var errs []error
+	wrong := func(flag string, value any, want string) {
+		errs = append(errs, fmt.Errorf("--%s %v: %s", flag, value, want))
+	}
+	if problems := validation.IsDNS1123Subdomain(c.Domain); len(problems) > 0 {
+		wrong("domain", strconv.Quote(c.Domain), "it must be a DNS name without scheme and port, such as example.com")
+	}
+	if c.StateDir == "" {
+		wrong("state-dir", `""`, "name a directory")
+	}
+	for flag, d := range map[string]time.Duration{
+		"pull-timeout": c.PullTimeout, "startup-timeout": c.StartupTimeout, "shutdown-timeout": c.ShutdownTimeout,
+		"revision-timeout": c.RevisionTimeout, "max-revision-timeout": c.MaxRevisionTimeout, "image-keep": c.ImageKeep,
+	} {
+		if d <= 0 {
+			wrong(flag, d, "it must be longer than 0")
+		}
+	}
+	if c.RevisionTimeout > c.MaxRevisionTimeout {
+		wrong("revision-timeout", c.RevisionTimeout, fmt.Sprintf("it must not be longer than --max-revision-timeout, %v", c.MaxRevisionTimeout))
+	}
+	if c.MaxQueue < 1 {
+		wrong("max-queue", c.MaxQueue, "at least one request must be able to wait, or no service wakes from zero")
+	}
+	for flag, quantity := range map[string]string{"cpu": c.CPU, "memory": c.Memory} {
+		if quantity == "" {
+			continue // no limit
+		}
+		if q, err := resource.ParseQuantity(quantity); err != nil || q.Sign() <= 0 {
+			wrong(flag, strconv.Quote(quantity), `it must be a quantity above 0, such as "500m" for a CPU or "512Mi" for memory`)
+		}
+	}
+	for _, registry := range c.InsecureRegistries {
+		if strings.Contains(registry, "/") {
+			wrong("insecure-registry", strconv.Quote(registry), "name it as HOST or HOST:PORT, without scheme and path")
+		}
+	}
+	if c.DockerConfig != "" {
+		if _, err := os.Stat(c.DockerConfig); err != nil {
+			wrong("docker-config", strconv.Quote(c.DockerConfig), err.Error())
+		}
+	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errors.Join(errs...)
+}
+
+// prefixes reads networks; a bare address is a network of one.
+func prefixes(flag string, texts []string) ([]netip.Prefix, error) {
+	var all []netip.Prefix
+	for _, text := range texts {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			address, bare := netip.ParseAddr(text)
+			if bare != nil {
+				return nil, fmt.Errorf("--%s %q: it must be an address or a network such as 10.0.0.0/8", flag, text)
+			}
+			prefix = netip.PrefixFrom(address, address.BitLen())
+		}
+		all = append(all, prefix)
+	}
+	return all, nil
 }
 
 // ByteSize is a number of bytes that reads and prints with a unit: "16Mi".

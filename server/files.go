@@ -47,7 +47,11 @@ func withoutRoot(err error) string {
 
 // listen takes an address for one of the servers.
 func listen(what, flag, address string) (net.Listener, error) {
-	l, err := net.Listen("tcp", address)
+	network := "tcp"
+	if host, _, err := net.SplitHostPort(address); err == nil && net.ParseIP(host).To4() != nil {
+		network = "tcp4" // 0.0.0.0 says IPv4; plain "tcp" would take IPv6 as well
+	}
+	l, err := net.Listen(network, address)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, fmt.Errorf("listening for the %s: address %s is in use by another process: choose another with %s, or stop that process", what, address, flag)
@@ -55,6 +59,18 @@ func listen(what, flag, address string) (net.Listener, error) {
 		return nil, fmt.Errorf("listening for the %s on %s (%s): %w", what, address, flag, err)
 	}
 	return l, nil
+}
+
+// reachable is an address that a client on this machine can dial, for one that may be a wildcard.
+func reachable(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
+		if ip.To4() != nil {
+			return net.JoinHostPort("127.0.0.1", port)
+		}
+		return net.JoinHostPort("::1", port)
+	}
+	return address
 }
 
 // ensureToken reads the API token, or makes one.

@@ -72,7 +72,8 @@ func open(config Config) (_ *server, err error) {
 		}
 	}()
 	admission, err := serving.NewAdmission(s.settings())
-	if err := errors.Join(err, config.Scaling.Validate()); err != nil {
+	trusted, trustErr := prefixes("trust-forwarded", config.TrustForwarded)
+	if err := errors.Join(err, config.check(), config.Scaling.Validate(), trustErr); err != nil {
 		return nil, fmt.Errorf("checking the settings: %w", err)
 	}
 	if s.config.StateDir, err = filepath.Abs(config.StateDir); err != nil {
@@ -115,6 +116,7 @@ func open(config Config) (_ *server, err error) {
 	}
 	s.gateway = gateway.New(gateway.Config{
 		AccessLog: accessLog(config), Logger: s.logger, Registerer: metrics, ShutdownTimeout: config.ShutdownTimeout,
+		TrustForwarded: trusted,
 	})
 	s.autoscaler = autoscaler.New(s.engine, config.Scaling, s.logger, metrics)
 	s.reconciler = reconcile.New(reconcile.Config{
@@ -130,7 +132,7 @@ func open(config Config) (_ *server, err error) {
 		Registry: s.images.Registry(), Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
 		Ready: s.readiness, Version: Version(), Logger: s.logger,
 	})
-	certificate, trusted, err := ensureCertificate(s.path("certificate.pem"), s.addresses.API)
+	certificate, authority, err := ensureCertificate(s.path("certificate.pem"), s.addresses.API)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +145,7 @@ func open(config Config) (_ *server, err error) {
 	if err := s.ensureNamespace("default"); err != nil {
 		return nil, err
 	}
-	if err := writeKubeconfig(s.addresses.Kubeconfig, "https://"+s.addresses.API, trusted, token); err != nil {
+	if err := writeKubeconfig(s.addresses.Kubeconfig, "https://"+reachable(s.addresses.API), authority, token); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -156,6 +158,7 @@ func (s *server) run(ctx context.Context) error {
 	control, stopControl := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopControl()
 
+	defer context.AfterFunc(serving, func() { s.ready.Store(false) })() // while requests in flight finish, too
 	synced := make(chan struct{})
 	var parts errgroup.Group
 	part := func(name string, run func() error) {
@@ -181,7 +184,6 @@ func (s *server) run(ctx context.Context) error {
 	})
 
 	err := s.serveRequests(serving, synced)
-	s.ready.Store(false)
 	drain, cancel := context.WithTimeout(context.Background(), s.config.ShutdownTimeout)
 	defer cancel()
 	err = errors.Join(err, s.autoscaler.Close(drain))

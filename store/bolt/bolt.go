@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -32,7 +33,7 @@ type Options struct {
 	// Logger gets what no caller is told; nil discards it.
 	Logger *slog.Logger
 	// History is how many events to keep for watches that start at an older version; 0 is DefaultHistory.
-	// Fewer are kept when their objects are large: they take at most 8 MiB.
+	// Fewer are kept when their objects are large: they take at most half a MiB.
 	History int
 }
 
@@ -149,8 +150,9 @@ func (s *Store) List(ctx context.Context, kind serving.Kind, namespace string) (
 		return nil, "", err
 	}
 	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.tables[k.kind].list(k.namespace), formatVersion(s.version), nil
+	rows, version := slices.Clone(s.tables[k.kind].in(k.namespace)), s.version
+	s.mu.RUnlock()
+	return s.tables[k.kind].read(rows), formatVersion(version), nil // decoding takes long enough to hold up writers
 }
 
 // key names an object.

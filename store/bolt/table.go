@@ -85,10 +85,9 @@ func (t *table) set(namespace, name string, object serving.Object, data []byte) 
 	}
 }
 
-// list returns the objects in a namespace ("" is all), in a slice of the caller's own. Those it decodes are not
-// kept: a list would push out what is read often.
-func (t *table) list(namespace string) []serving.Object {
-	rows := t.in(namespace)
+// read returns the objects of rows. Those it decodes are not kept: a list would push out what is read often. It
+// needs no lock: an entry never changes.
+func (t *table) read(rows []row) []serving.Object {
 	objects := make([]serving.Object, len(rows))
 	for i, r := range rows {
 		if o := r.entry.decoded.Load(); o != nil {

@@ -114,7 +114,7 @@ func (s *Store) watchAll(w *watch) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var events []store.Event
-	for _, o := range s.tables[w.kind].list(w.namespace) {
+	for _, o := range s.tables[w.kind].read(s.tables[w.kind].in(w.namespace)) {
 		events = append(events, store.Event{Type: store.Added, Object: o})
 	}
 	return s.attach(w, events)
