@@ -53,7 +53,7 @@ type Activator struct {
 	mu       sync.Mutex
 	members  map[string]*member // by instance ID; those draining included
 	balancer balancer
-	queue    queue // Invariant: empty while an instance has a free slot
+	queue    queue        // Invariant: empty while an instance has a free slot
 	closed   *closedError // what every claim gets, once Close was called; the queue is empty then
 	inFlight int
 	requests uint64

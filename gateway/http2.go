@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -24,9 +26,11 @@ func (x *exchange) forwardHTTP2(m *member) error {
 		timer = time.AfterFunc(time.Until(deadline), func() { cancel(errTimeout) })
 		defer timer.Stop()
 	}
-	request := x.http2Request(ctx)
+	early := &interim{writer: x.writer}
+	request := x.http2Request(ctx, early)
 	defer x.endHTTP2Body(request)
 	response, err := m.conns.transport().RoundTrip(request)
+	early.end()
 	if err != nil {
 		var dial *dialError
 		switch {
@@ -68,7 +72,7 @@ func (x *exchange) forwardHTTP2(m *member) error {
 }
 
 // http2Request is the request as the instance gets it. It shares the body and the header's values.
-func (x *exchange) http2Request(ctx context.Context) *http.Request {
+func (x *exchange) http2Request(ctx context.Context, early *interim) *http.Request {
 	r, o := x.request, &x.origin
 	header := make(http.Header, len(r.Header)+6)
 	ends := connectionTokens(r.Header)
@@ -96,15 +100,9 @@ func (x *exchange) http2Request(ctx context.Context) *http.Request {
 
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		Got1xxResponse: func(code int, interim textproto.MIMEHeader) error {
-			if code == http.StatusContinue || !r.ProtoAtLeast(1, 1) {
-				return nil
+			if code != http.StatusContinue && r.ProtoAtLeast(1, 1) {
+				early.pass(code, http.Header(interim))
 			}
-			h := x.writer.Header()
-			for key, values := range interim {
-				h[key] = values
-			}
-			x.writer.WriteHeader(code)
-			clear(h)
 			return nil
 		},
 	})
@@ -125,6 +123,65 @@ func (x *exchange) http2Request(ctx context.Context) *http.Request {
 		out.Body = &sharedBody{body: r.Body}
 	}
 	return out
+}
+
+// interim passes interim responses on to a client. A transport tells of them in the goroutine that reads the
+// connection, for all its requests, and even after RoundTrip has given up: so they are written by a goroutine of
+// their own, and none is after end.
+type interim struct {
+	writer http.ResponseWriter
+
+	mu      sync.Mutex
+	over    bool
+	pending chan interimResponse // nil until there is one
+	written chan struct{}        // closed when the goroutine has ended
+}
+
+type interimResponse struct {
+	code   int
+	header http.Header
+}
+
+// interimsAhead is how many interim responses wait for a client that reads slowly; more are dropped.
+const interimsAhead = 8
+
+// pass returns at once.
+func (i *interim) pass(code int, header http.Header) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.over {
+		return
+	}
+	if i.pending == nil {
+		i.pending, i.written = make(chan interimResponse, interimsAhead), make(chan struct{})
+		go i.write()
+	}
+	select {
+	case i.pending <- interimResponse{code, header}:
+	default:
+	}
+}
+
+func (i *interim) write() {
+	defer close(i.written)
+	header := i.writer.Header()
+	for response := range i.pending {
+		maps.Copy(header, response.header)
+		i.writer.WriteHeader(response.code)
+		clear(header)
+	}
+}
+
+// end waits until what has been passed is written. The writer belongs to the caller again.
+func (i *interim) end() {
+	i.mu.Lock()
+	i.over = true
+	pending := i.pending
+	i.mu.Unlock()
+	if pending != nil {
+		close(pending)
+		<-i.written
+	}
 }
 
 // sharedBody is the client's request body as a transport gets it. The server closes it, not the transport: after

@@ -495,3 +495,63 @@ func TestGateway_UnderStress(t *testing.T) {
 	}
 	t.Logf("%d kills, %d answered 503, %d cut", kills, failed.Load(), broken.Load())
 }
+
+func TestGateway_InterimResponsesAfterTheTimeoutAreDropped(t *testing.T) {
+	revision := testRevision()
+	revision.Timeout, revision.HTTP2 = 20*time.Millisecond, true
+	_, address := through(t, revision, func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			w.Header().Set("Link", "</style.css>; rel=preload")
+			w.WriteHeader(http.StatusEarlyHints)
+		}
+	})
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			for range 5 {
+				answer := exchangeRaw(t, address, "GET / HTTP/1.1\r\nHost: hello.test\r\nConnection: close\r\n\r\n")
+				if _, last, _ := strings.Cut(answer, "HTTP/1.1 504"); !strings.HasSuffix(last, textTimeout+"\n") || strings.Contains(last, "Link") {
+					t.Errorf("the final response is %.500q", last)
+				}
+			}
+		})
+	}
+	clients.Wait()
+}
+
+func TestGateway_AClientThatDoesNotReadInterimResponsesHoldsNoOtherUp(t *testing.T) {
+	revision := testRevision()
+	revision.Timeout, revision.HTTP2 = time.Minute, true
+	filler := strings.Repeat("x", 8<<10)
+	flooding := make(chan struct{})
+	a, address := through(t, revision, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/flood" {
+			return
+		}
+		for i := 0; r.Context().Err() == nil; i++ {
+			if i == 1500 { // more than the buffers between here and the client hold
+				close(flooding)
+			}
+			w.Header().Set("X-Filler", filler)
+			w.WriteHeader(http.StatusEarlyHints)
+		}
+	})
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "GET /flood HTTP/1.1\r\nHost: hello.test\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	select {
+	case <-flooding:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the connection to the instance stands still")
+	}
+	if response, _ := fetch(t, newRequest(t, "GET", address, "/", "")); response.StatusCode != http.StatusOK {
+		t.Errorf("got %d", response.StatusCode)
+	}
+	c.Close()
+	waitForLoad(t, a, 0, 0)
+}
