@@ -116,9 +116,12 @@ func (a *Autoscaler) Remove(ctx context.Context, key Key) error {
 	a.mail.post(func(context.Context) {
 		f.gone = gone
 		a.retire(f, "the revision is removed")
+		a.change(f) // publishing finds that nothing is left of it, also where Close has retired it before
 	})
 	select {
 	case <-gone:
+		return nil
+	case <-a.closed: // nobody reads the event, and no instance is left
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for the instances of revision %q to stop: %w", key.Revision, ctx.Err())

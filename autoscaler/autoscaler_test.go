@@ -662,3 +662,40 @@ func gather(t *testing.T, registry *prometheus.Registry) []string {
 	}
 	return series
 }
+
+func TestAutoscaler_RemoveReturnsWhileCloseWaitsForOthersAndAfterIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &fakeEngine{stop: time.Minute}
+		settings := DefaultSettings()
+		settings.Prepared = 0
+		a := New(e, settings, testLogger(), nil)
+		go a.Run(t.Context())
+		busy, pool := revision(t, a, "busy", 1)
+		idle, _ := revision(t, a, "idle", 1)
+		late, _ := revision(t, a, "late", 1)
+		for _, r := range []Revision{busy, idle, late} {
+			a.Apply(r)
+		}
+		pool.set(1)
+		synctest.Wait()
+		closed := make(chan error, 1)
+		go func() { closed <- a.Close(context.Background()) }()
+		synctest.Wait()
+
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if err := a.Remove(ctx, idle.Key); err != nil || time.Since(began) != 0 {
+			t.Errorf("removing a revision without instances: %v after %s, want nil at once", err, time.Since(began))
+		}
+		if err := a.Remove(ctx, busy.Key); err != nil || time.Since(began) != time.Minute {
+			t.Errorf("removing a revision whose instance stops: %v after %s, want nil after a minute", err, time.Since(began))
+		}
+		if err := <-closed; err != nil {
+			t.Errorf("Close: %v", err)
+		}
+		if err := a.Remove(ctx, late.Key); err != nil {
+			t.Errorf("removing a revision after Close: %v", err)
+		}
+	})
+}
