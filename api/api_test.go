@@ -96,6 +96,9 @@ func (l logs) Logs(ctx context.Context, q engine.LogQuery, emit func(engine.LogL
 		lines = lines[len(lines)-q.Tail:]
 	}
 	for _, line := range lines {
+		if line.Time.Before(q.Since) {
+			continue
+		}
 		if err := emit(line); err != nil {
 			return err
 		}
@@ -241,4 +244,12 @@ func (s stream) want(eventType, name string) event {
 		s.t.Fatalf("got %s %q, want %s %q", e.Type, e.Object.Metadata.Name, eventType, name)
 	}
 	return e
+}
+
+func TestBuildMetadata_IsAllowedInASemanticVersion(t *testing.T) {
+	for version, want := range map[string]string{"": "", "(devel)": ".devel", "(devel) 0123456789ab": ".devel.0123456789ab", "v1.2.3": ".1.2.3", "v0.0.0-2026+dirty": ".0.0.0-2026.dirty"} {
+		if got := buildMetadata(version); got != want {
+			t.Errorf("%q gives %q, want %q", version, got, want)
+		}
+	}
 }

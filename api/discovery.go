@@ -34,11 +34,26 @@ func prefix(gv schema.GroupVersion) string {
 }
 
 func (a *api) version(http.ResponseWriter, *http.Request) (any, error) {
-	git := kubernetes + "+berth"
-	if a.Version != "" {
-		git += "-" + strings.TrimPrefix(a.Version, "v")
-	}
+	git := kubernetes + "+berth" + buildMetadata(a.Version)
 	return version.Info{Major: "1", Minor: "37", GitVersion: git, GoVersion: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}, nil
+}
+
+// buildMetadata is a version as the last part of another: semantic versioning, by which kubectl reads it, allows
+// letters, digits, dots and hyphens there.
+func buildMetadata(version string) string {
+	version = strings.Trim(strings.Map(func(r rune) rune {
+		switch {
+		case r >= '0' && r <= '9', r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r == '.', r == '-':
+			return r
+		case r == ' ', r == '+':
+			return '.'
+		}
+		return -1
+	}, strings.TrimPrefix(version, "v")), ".-")
+	if version == "" {
+		return ""
+	}
+	return "." + version
 }
 
 func (a *api) apiVersions(http.ResponseWriter, *http.Request) (any, error) {
