@@ -68,13 +68,13 @@ func findCgroups(name string) (*cgroups, error) {
 	case unified == cgroupMount:
 		c.v2 = true
 		c.roots = map[string]string{"": unified}
-		return c, c.delegate()
+		return c, nil
 	case len(c.roots) == 0:
 		return nil, fmt.Errorf("no cgroups are mounted at %s: limits cannot be enforced; mount cgroup2 there", cgroupMount)
 	}
-	for _, controller := range []string{"cpu", "memory", "pids"} {
+	for _, controller := range []string{"cpu", "devices", "memory", "pids"} {
 		if c.roots[controller] == "" {
-			return nil, fmt.Errorf("the cgroup controller %q is not mounted below %s: limits cannot be enforced", controller, cgroupMount)
+			return nil, fmt.Errorf("the cgroup controller %q is not mounted below %s: limits cannot be enforced; mount it there", controller, cgroupMount)
 		}
 	}
 	c.hybrid = unified != ""
@@ -112,13 +112,25 @@ func (c *cgroups) warm() {
 	}()
 }
 
+// open removes what a former engine of the name has left, and makes what instances' groups need to be there.
+func (c *cgroups) open() error {
+	if err := c.sweep(); err != nil {
+		return fmt.Errorf("cleaning up after a former server: %w", err)
+	}
+	if !c.v2 {
+		return nil // runtimes make the groups above an instance's, with all they need
+	}
+	return c.delegate()
+}
+
 // delegate makes the engine's v2 group and lets groups below it have limits.
 func (c *cgroups) delegate() error {
-	group := filepath.Join(cgroupMount, c.name)
+	root := c.roots[""]
+	group := filepath.Join(root, c.name)
 	if err := os.MkdirAll(group, 0o755); err != nil {
 		return fmt.Errorf("making cgroup %q: %w", group, err)
 	}
-	for _, directory := range []string{cgroupMount, group} {
+	for _, directory := range []string{root, group} {
 		for _, controller := range []string{"cpu", "memory", "pids"} {
 			file := filepath.Join(directory, "cgroup.subtree_control")
 			if err := os.WriteFile(file, []byte("+"+controller), 0); err != nil {
@@ -152,7 +164,7 @@ func (c *cgroups) directories() []string {
 	return roots
 }
 
-// countsSwap reports whether limits can be set for memory and swap together.
+// countsSwap reports whether limits can be set for memory and swap together. With v2 only a group that exists tells.
 func (c *cgroups) countsSwap() bool {
 	file := filepath.Join(c.roots["memory"], "memory.memsw.limit_in_bytes")
 	if c.v2 {

@@ -104,8 +104,8 @@ func (e *Engine) open(dir string, config Config) error {
 	if e.cgroups, err = findCgroups("berth-" + mark); err != nil {
 		return err
 	}
-	if err := e.cgroups.sweep(); err != nil {
-		return fmt.Errorf("cleaning up after a former server: %w", err)
+	if err := e.cgroups.open(); err != nil {
+		return err
 	}
 	e.swapCounted = e.cgroups.countsSwap()
 	if err := e.readLimits(); err != nil {
