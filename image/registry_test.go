@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -91,6 +93,97 @@ func TestPush_RefusesABadTokenAndABadName(t *testing.T) {
 	}
 	if _, err := Push(t.Context(), makeImage(t), Server{URL: server, Token: "t0ken", Transport: http.DefaultTransport}, "UPPER", nil); err == nil || !strings.Contains(err.Error(), "UPPER") {
 		t.Errorf("got error %v, want one with the name", err)
+	}
+}
+
+// recorder keeps what would be sent, and sends nothing: it answers the first requests itself, and then fails.
+type recorder struct {
+	answers int
+	mu      sync.Mutex
+	sent    []string // guarded by mu; "SCHEME://HOST AUTHORIZATION"
+}
+
+func (r *recorder) RoundTrip(request *http.Request) (*http.Response, error) {
+	r.mu.Lock()
+	r.sent = append(r.sent, request.URL.Scheme+"://"+request.URL.Host+" "+request.Header.Get("Authorization"))
+	answered := len(r.sent) <= r.answers
+	r.mu.Unlock()
+	if answered {
+		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Request: request}, nil
+	}
+	return nil, errors.New("no route")
+}
+
+func TestPush_AsksNothingButTheServersSchemeAndHost(t *testing.T) {
+	for _, test := range []struct{ server, want string }{
+		{"https://127.0.0.1:8081", "https://127.0.0.1:8081"},
+		{"https://localhost:8081", "https://localhost:8081"},
+		{"https://10.0.0.1", "https://10.0.0.1:443"},
+		{"https://berth", "https://berth:443"},
+		{"https://berth.localhost/", "https://berth.localhost:443"},
+		{"https://[::1]", "https://[::1]:443"},
+		{"http://berth", "http://berth:80"},
+		{"http://berth:8081", "http://berth:8081"},
+	} {
+		u, err := url.Parse(test.server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The first request is Push's own. After it, the registry client begins to look for a scheme that works.
+		for answers := range 2 {
+			network := recorder{answers: answers}
+			_, err = Push(t.Context(), makeImage(t), Server{URL: u, Token: "t0ken", Transport: &network}, "hello", nil)
+			if err == nil || !strings.Contains(err.Error(), test.server) || !strings.Contains(err.Error(), "no route") {
+				t.Errorf("%s: got error %v, want one that names it and the cause", test.server, err)
+			}
+			if answers == 0 && strings.Contains(fmt.Sprint(err), "not asking") {
+				t.Errorf("%s: the error speaks of a scheme that nobody asked for: %v", test.server, err)
+			}
+			if len(network.sent) <= answers {
+				t.Errorf("%s: sent %d requests", test.server, len(network.sent))
+			}
+			for _, sent := range network.sent {
+				if sent != test.want+" Bearer t0ken" {
+					t.Errorf("%s: sent %q", test.server, sent)
+				}
+			}
+		}
+	}
+}
+
+func TestPush_DoesNotFollowARedirectElsewhere(t *testing.T) {
+	var strayed atomic.Int64
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { strayed.Add(1) }))
+	defer elsewhere.Close()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v2/" {
+			http.Redirect(w, r, elsewhere.URL+r.URL.Path, http.StatusTemporaryRedirect)
+		}
+	}))
+	defer server.Close()
+	u, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Push(t.Context(), makeImage(t), Server{URL: u, Token: "t0ken", Transport: http.DefaultTransport}, "hello", nil)
+	if err == nil || !strings.Contains(err.Error(), server.URL+" only") || strayed.Load() > 0 {
+		t.Errorf("got error %v and %d requests elsewhere", err, strayed.Load())
+	}
+}
+
+func TestPush_RefusesAServerWithoutARegistry(t *testing.T) {
+	for server, want := range map[string]string{"https://berth/api": `path "api"`, "ftp://berth": `scheme "ftp"`} {
+		u, err := url.Parse(server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var network recorder
+		if _, err := Push(t.Context(), makeImage(t), Server{URL: u, Transport: &network}, "hello", nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got error %v, want one with %s", server, err, want)
+		}
+		if len(network.sent) > 0 {
+			t.Errorf("%s: sent %q", server, network.sent)
+		}
 	}
 }
 
