@@ -120,7 +120,9 @@ func TestInfoAndInstances_AreListed(t *testing.T) {
 }
 
 func TestLog_SendsLinesOfServicesThatAreOrWere(t *testing.T) {
-	kept := logs{"default/gone": {{Text: "one", Stream: "stdout", Revision: "gone-00001"}, {Text: "two", Stream: "stderr"}}}
+	kept := logs{"default/gone": {
+		{Text: "one", Stream: "stdout", Revision: "gone-00001", Time: time.Now().Add(-24 * time.Hour)}, {Text: "two", Stream: "stderr", Time: time.Now()},
+	}}
 	s := newServer(t, func(c *api.Config) { c.Engine = kept })
 	path := "/apis/berth.run/v1/namespaces/default/services/"
 	a := s.do("GET", path+"gone/log", "").want(t, 200)
@@ -133,6 +135,9 @@ func TestLog_SendsLinesOfServicesThatAreOrWere(t *testing.T) {
 		t.Errorf("got %q", a.body)
 	}
 	s.do("GET", path+"never/log", "").refused(t, 404, v1.StatusReasonNotFound, `services.serving.knative.dev "never" not found`)
+	if a := s.do("GET", path+"gone/log?sinceSeconds=10000000000", "").want(t, 200); strings.Count(a.body, "\n") != 2 {
+		t.Errorf("since longer ago than can be counted: got %q, want all", a.body)
+	}
 	s.do("GET", path+"gone/log?tailLines=x", "").refused(t, 400, v1.StatusReasonBadRequest, "tailLines")
 	s.created(services, hello("quiet"))
 	if a := s.do("GET", path+"quiet/log", "").want(t, 200); a.body != "" {

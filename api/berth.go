@@ -98,12 +98,12 @@ func logQuery(r *http.Request) (q engine.LogQuery, err error) {
 		return q, err
 	}
 	q.Tail = max(tail, 0)
-	since, err := number(r, "sinceSeconds")
+	since, err := seconds(r, "sinceSeconds")
 	if err != nil {
 		return q, err
 	}
 	if since >= 0 {
-		q.Since = time.Now().Add(-time.Duration(since) * time.Second)
+		q.Since = time.Now().Add(-since)
 	}
 	return q, nil
 }

@@ -3,8 +3,10 @@ package api
 import (
 	"encoding/base64"
 	"encoding/json"
+	"math"
 	"net/http"
 	"strconv"
+	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -173,7 +175,16 @@ func boolean(r *http.Request, name string) (bool, error) {
 	return b, nil
 }
 
-// seconds reads a parameter of the query that counts seconds or lines; absent is -1.
+// mostSeconds is the longest time that a parameter counts: 68 years, as good as for ever.
+const mostSeconds = math.MaxInt32
+
+// seconds reads a parameter of the query that is a number of seconds; absent is -1 s.
+func seconds(r *http.Request, name string) (time.Duration, error) {
+	n, err := number(r, name)
+	return time.Duration(min(n, mostSeconds)) * time.Second, err
+}
+
+// number reads a parameter of the query that counts; absent is -1.
 func number(r *http.Request, name string) (int, error) {
 	value := r.URL.Query().Get(name)
 	if value == "" {

@@ -16,11 +16,8 @@ import (
 	"github.com/berth-run/berth/store"
 )
 
-// The types of events that the store does not know.
-const (
-	bookmark store.EventType = "BOOKMARK" // only says how far the watch has come
-	failed   store.EventType = "ERROR"    // carries a Status; the watch ends
-)
+// bookmark is the type of an event that the store does not know: it only says how far the watch has come.
+const bookmark store.EventType = "BOOKMARK"
 
 // bookmarkPeriod is how often a watch that asks for bookmarks gets one, as in Kubernetes.
 const bookmarkPeriod = time.Minute
@@ -64,12 +61,10 @@ func watchOptionsOf(r *http.Request) (o watchOptions, err error) {
 	if o.initial, err = boolean(r, "sendInitialEvents"); err != nil {
 		return o, err
 	}
-	timeout, err := number(r, "timeoutSeconds")
-	if err != nil {
+	if o.timeout, err = seconds(r, "timeoutSeconds"); err != nil {
 		return o, err
 	}
-	o.timeout = time.Duration(timeout) * time.Second
-	if timeout <= 0 {
+	if o.timeout <= 0 {
 		// Spread over half an hour so that clients do not all come again at once, as Kubernetes does.
 		o.timeout = 30*time.Minute + rand.N(30*time.Minute)
 	}

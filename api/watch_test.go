@@ -92,6 +92,14 @@ func TestWatch_MarksTheEndOfInitialEventsAndOfItsTime(t *testing.T) {
 	}
 }
 
+func TestWatch_TakesATimeLongerThanCanBeCounted(t *testing.T) {
+	s := newServer(t)
+	w := s.watch(services + "?watch=true&timeoutSeconds=10000000000") // in nanoseconds, more than 64 bits hold
+	s.created(services, hello("one"))
+	w.want("ADDED", "one")
+	s.do("GET", services+"?watch=true&timeoutSeconds=99999999999999999999", "").refused(t, 400, v1.StatusReasonBadRequest, "timeoutSeconds")
+}
+
 func TestWatch_SendsTables(t *testing.T) {
 	s := newServer(t)
 	w := s.watch(services+"?watch=true", "Accept", "application/json;as=Table;v=v1;g=meta.k8s.io")
