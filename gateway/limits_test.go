@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -282,6 +283,36 @@ func TestGateway_CountsRequests(t *testing.T) {
 		t.Errorf("metrics (-want +got):\n%s", diff)
 	}
 	g.Forget(a)
+	if left := gather(t, registry); len(left) != 0 {
+		t.Errorf("left are %v", left)
+	}
+}
+
+func TestGateway_CountsARevisionThatWasMadeAgainUnderItsNameWithTheOldOne(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	old, again := NewActivator(testRevision()), NewActivator(testRevision())
+	old.Add(idleInstance("old"))
+	mustClaim(t, old) // it drains
+	g, address := startGateway(t, Config{Registerer: registry}, old)
+	old.Close(errors.New("the revision was deleted"))
+	fetch(t, newRequest(t, "GET", address, "/", ""))
+	if err := g.SetHosts("default/hello", map[string]*Route{"hello.test": toActivator(again)}); err != nil {
+		t.Fatal(err)
+	}
+	again.Add(idleInstance("again"))
+	mustClaim(t, again)
+	values := gather(t, registry)
+	if n := values["berth_requests_in_flight default hello-00001 hello"]; n != 2 {
+		t.Errorf("%v requests in flight, want one of the old and one of the new: %v", n, values)
+	}
+	for range 2 {
+		g.Forget(old)
+		values = gather(t, registry)
+		if values["berth_requests_in_flight default hello-00001 hello"] != 1 || values["berth_requests_total default hello-00001 hello 404"] != 1 {
+			t.Errorf("after the old one was forgotten: %v", values)
+		}
+	}
+	g.Forget(again)
 	if left := gather(t, registry); len(left) != 0 {
 		t.Errorf("left are %v", left)
 	}

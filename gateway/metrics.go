@@ -20,7 +20,20 @@ type metrics struct {
 	log      *accessLog
 
 	mu         sync.Mutex
-	activators map[*Activator]struct{}
+	activators map[*Activator]struct{} // guarded by mu
+	series     map[series]int          // attached activators of a revision; guarded by mu
+}
+
+// series names what is counted together. A revision that was deleted and made again under its name while the old
+// one's requests end has two activators, and one series.
+type series struct{ namespace, service, revision string }
+
+func seriesOf(a *Activator) series {
+	return series{a.revision.Namespace, a.revision.Service, a.revision.Name}
+}
+
+func (s series) labels() prometheus.Labels {
+	return prometheus.Labels{"namespace": s.namespace, "service": s.service, "revision": s.revision}
 }
 
 // revisionMetrics are the counters of one revision.
@@ -53,6 +66,7 @@ func newMetrics(registerer prometheus.Registerer, log *accessLog) *metrics {
 			"Access log lines that were dropped because their reader was too slow.", nil, nil),
 		log:        log,
 		activators: make(map[*Activator]struct{}),
+		series:     make(map[series]int),
 	}
 	registerer.MustRegister(m.requests, m.duration, m)
 	return m
@@ -66,23 +80,30 @@ func (m *metrics) attach(a *Activator) {
 		return
 	}
 	m.activators[a] = struct{}{}
+	of := seriesOf(a)
+	m.series[of]++
 	a.metrics.Store(&revisionMetrics{
-		requests: m.requests.MustCurryWith(revisionLabels(a)),
-		duration: m.duration.With(revisionLabels(a)),
+		requests: m.requests.MustCurryWith(of.labels()),
+		duration: m.duration.With(of.labels()),
 	})
 }
 
+// detach takes an activator's counters away. The series of its revision end with the last activator.
 func (m *metrics) detach(a *Activator) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if _, ok := m.activators[a]; !ok {
+		return
+	}
 	delete(m.activators, a)
 	a.metrics.Store(nil)
-	m.requests.DeletePartialMatch(revisionLabels(a))
-	m.duration.Delete(revisionLabels(a))
-}
-
-func revisionLabels(a *Activator) prometheus.Labels {
-	return prometheus.Labels{"namespace": a.revision.Namespace, "service": a.revision.Service, "revision": a.revision.Name}
+	of := seriesOf(a)
+	if m.series[of]--; m.series[of] > 0 {
+		return
+	}
+	delete(m.series, of)
+	m.requests.DeletePartialMatch(of.labels())
+	m.duration.Delete(of.labels())
 }
 
 // observe counts one request.
@@ -119,16 +140,18 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	if m.log != nil {
 		out <- prometheus.MustNewConstMetric(m.dropped, prometheus.CounterValue, float64(m.log.dropped.Load()))
 	}
+	type present struct{ inFlight, waiting int }
+	counts := make(map[series]present)
 	m.mu.Lock()
-	activators := make([]*Activator, 0, len(m.activators))
 	for a := range m.activators {
-		activators = append(activators, a)
+		load, of := a.Load(), seriesOf(a)
+		sum := counts[of]
+		counts[of] = present{sum.inFlight + load.InFlight, sum.waiting + load.Waiting}
 	}
 	m.mu.Unlock()
-	for _, a := range activators {
-		load := a.Load()
-		labels := []string{a.revision.Namespace, a.revision.Service, a.revision.Name}
-		out <- prometheus.MustNewConstMetric(m.inFlight, prometheus.GaugeValue, float64(load.InFlight), labels...)
-		out <- prometheus.MustNewConstMetric(m.queue, prometheus.GaugeValue, float64(load.Waiting), labels...)
+	for of, sum := range counts {
+		labels := []string{of.namespace, of.service, of.revision}
+		out <- prometheus.MustNewConstMetric(m.inFlight, prometheus.GaugeValue, float64(sum.inFlight), labels...)
+		out <- prometheus.MustNewConstMetric(m.queue, prometheus.GaugeValue, float64(sum.waiting), labels...)
 	}
 }
