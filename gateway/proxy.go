@@ -345,7 +345,12 @@ func isGRPC(r *http.Request) bool {
 		return false
 	}
 	contentType := r.Header["Content-Type"]
-	return len(contentType) == 1 && strings.HasPrefix(contentType[0], "application/grpc")
+	if len(contentType) != 1 {
+		return false
+	}
+	rest, ok := strings.CutPrefix(contentType[0], "application/grpc")
+	// "+proto" or a parameter may follow. gRPC-Web, which has a name of its own, is carried over HTTP/1.1 too.
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
 
 // errBadBody is wrapped around what was wrong with the body that a client sent.

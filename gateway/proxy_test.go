@@ -782,3 +782,26 @@ func TestProxy_AnInstanceThatBreaksAConnectionOffAndLivesHasNotRunOutOfMemory(t 
 		t.Errorf("%d connections, want one for the request and one to see that it lives", dials)
 	}
 }
+
+func TestProxy_TellsGRPCFromWhatOnlyBeginsLikeIt(t *testing.T) {
+	for contentType, want := range map[string]bool{
+		"application/grpc":               true,
+		"application/grpc+proto":         true,
+		"application/grpc;charset=utf-8": true,
+		"application/grpc-web":           false,
+		"application/grpc-web+proto":     false,
+		"application/grpc-web-text":      false,
+		"application/grpcx":              false,
+		"application/json":               false,
+		"text/plain, application/grpc":   false,
+	} {
+		r := &http.Request{ProtoMajor: 2, Header: http.Header{"Content-Type": {contentType}}}
+		if got := isGRPC(r); got != want {
+			t.Errorf("%q over HTTP/2: got %v, want %v", contentType, got, want)
+		}
+		r.ProtoMajor = 1
+		if isGRPC(r) {
+			t.Errorf("%q over HTTP/1.1 is taken for gRPC", contentType)
+		}
+	}
+}
