@@ -32,8 +32,6 @@ type Revision struct {
 
 	// MaxQueue is the most requests that wait at the same time; 0 is unlimited. One more is answered with 429.
 	MaxQueue int
-	// MaxWait is the longest that a request waits for an instance; 0 is until Timeout.
-	MaxWait time.Duration
 
 	// Wake asks for capacity. It is called, without any lock held, for each request that has begun to wait;
 	// it must return at once.
@@ -66,9 +64,8 @@ var _ autoscaler.Pool = (*Activator)(nil)
 
 // Why a request was given no instance. They are returned by claim.
 var (
-	errQueueFull  = errors.New("the queue is full")
-	errWaitedLong = errors.New("no instance became free within the longest wait")
-	errTimeout    = errors.New("the request timeout is over")
+	errQueueFull = errors.New("the queue is full")
+	errTimeout   = errors.New("the request timeout is over")
 )
 
 // startFailure is the reason that the autoscaler gave to Fail.
@@ -117,7 +114,7 @@ func (a *Activator) claimAgain(ctx context.Context, unreachable *member, arrived
 	a.balancer.put(unreachable)
 	a.grant()
 	if a.endDrain(unreachable) {
-		defer unreachable.conns.close()
+		defer unreachable.conns.closeIdle()
 	}
 	return a.place(ctx, arrived)
 }
@@ -151,12 +148,8 @@ func (a *Activator) wait(ctx context.Context, arrived time.Time) (*member, error
 		a.revision.Wake()
 	}
 
-	limit, reason := a.revision.Timeout, errTimeout
-	if a.revision.MaxWait > 0 && (limit == 0 || a.revision.MaxWait < limit) {
-		limit, reason = a.revision.MaxWait, errWaitedLong
-	}
 	var over <-chan time.Time // never, without a limit
-	if limit > 0 {
+	if limit := a.revision.Timeout; limit > 0 {
 		timer := time.NewTimer(limit - time.Since(arrived))
 		defer timer.Stop()
 		over = timer.C
@@ -167,7 +160,7 @@ func (a *Activator) wait(ctx context.Context, arrived time.Time) (*member, error
 		return w.member, w.err
 	case <-over:
 		if a.leave(w) {
-			return nil, reason
+			return nil, errTimeout
 		}
 		return w.member, w.err // a slot came at the same moment: use it
 	case <-ctx.Done():
@@ -199,7 +192,7 @@ func (a *Activator) release(m *member, now time.Time) {
 	ended := a.endDrain(m)
 	a.mu.Unlock()
 	if ended {
-		m.conns.close()
+		m.conns.closeIdle()
 	}
 }
 
@@ -281,18 +274,13 @@ func (a *Activator) Remove(instance engine.Instance) <-chan struct{} {
 		close(closed)
 		return closed
 	}
-	ended := false
 	if !m.draining {
 		m.draining = true
 		a.balancer.remove(m)
-		ended = a.endDrain(m)
+		a.endDrain(m)
 	}
 	a.mu.Unlock()
-	if ended {
-		m.conns.close()
-	} else {
-		m.conns.closeIdle()
-	}
+	m.conns.closeIdle()
 	return m.drained
 }
 

@@ -123,29 +123,18 @@ func TestActivator_RefusesOneMoreThanTheQueueHolds(t *testing.T) {
 	})
 }
 
-func TestActivator_GivesUpAfterTheLongestWaitOrTheTimeout(t *testing.T) {
-	for _, test := range []struct {
-		maxWait, timeout, after time.Duration
-		want                    error
-	}{
-		{0, 10 * time.Second, 10 * time.Second, errTimeout},
-		{4 * time.Second, 10 * time.Second, 4 * time.Second, errWaitedLong},
-		{20 * time.Second, 10 * time.Second, 10 * time.Second, errTimeout},
-	} {
-		synctest.Test(t, func(t *testing.T) {
-			revision := testRevision()
-			revision.MaxWait, revision.Timeout = test.maxWait, test.timeout
-			a := NewActivator(revision)
-			began := time.Now()
-			_, err := a.claim(t.Context(), began)
-			if waited := time.Since(began); !errors.Is(err, test.want) || waited != test.after {
-				t.Errorf("got %v after %s, want %v after %s", err, waited, test.want, test.after)
-			}
-			if load := a.Load(); load.Waiting != 0 || load.Busy != test.after {
-				t.Errorf("load is %+v", load)
-			}
-		})
-	}
+func TestActivator_GivesUpAfterTheTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := NewActivator(testRevision())
+		began := time.Now()
+		_, err := a.claim(t.Context(), began)
+		if waited := time.Since(began); !errors.Is(err, errTimeout) || waited != a.revision.Timeout {
+			t.Errorf("got %v after %s, want %v after %s", err, waited, errTimeout, a.revision.Timeout)
+		}
+		if load := a.Load(); load.Waiting != 0 || load.Busy != a.revision.Timeout {
+			t.Errorf("load is %+v", load)
+		}
+	})
 }
 
 func TestActivator_GivesUpThePlaceOfAClientThatIsGone(t *testing.T) {

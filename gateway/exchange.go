@@ -132,7 +132,7 @@ func (x *exchange) fail(err error, member *member) {
 		with = &refusal{http.StatusInternalServerError, textNotStarted + "\n" + publicReason(started.err)}
 	case errors.As(err, &closed):
 		with = &refusal{http.StatusNotFound, fmt.Sprintf("The request was not delivered: %s.", closed.err)}
-	case errors.Is(err, errQueueFull), errors.Is(err, errWaitedLong):
+	case errors.Is(err, errQueueFull):
 		with = &refusal{http.StatusTooManyRequests, textNoInstance}
 	case errors.Is(err, errTimeout), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		with = &refusal{http.StatusGatewayTimeout, textTimeout}

@@ -59,14 +59,25 @@ func TestGateway_CountsTheWaitForAnInstanceIntoTheTimeout(t *testing.T) {
 	}
 }
 
-func TestGateway_Answers429WhenNoInstanceComesInTime(t *testing.T) {
+func TestGateway_Answers429WhenTheQueueIsFull(t *testing.T) {
 	revision := testRevision()
-	revision.MaxWait = 50 * time.Millisecond
+	revision.MaxQueue = 1
 	a := NewActivator(revision)
 	_, address := startGateway(t, Config{}, a)
+	ctx, leave := context.WithCancel(t.Context())
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		if _, err := a.claim(ctx, time.Now()); !errors.Is(err, context.Canceled) {
+			t.Errorf("the request that waits got %v", err)
+		}
+	}()
+	waitForLoad(t, a, 0, 1)
 	if response, body := fetch(t, newRequest(t, "GET", address, "/", "")); response.StatusCode != 429 || body != textNoInstance+"\n" {
 		t.Errorf("got %d %q", response.StatusCode, body)
 	}
+	leave()
+	<-left
 }
 
 func TestGateway_NeverCutsAResponseThatHasBegun(t *testing.T) {

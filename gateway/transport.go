@@ -127,9 +127,6 @@ func (p *connections) closeIdle() {
 	}
 }
 
-// close is closeIdle once the last request has ended.
-func (p *connections) close() { p.closeIdle() }
-
 // transport returns the HTTP/2 transport to the instance. One connection carries all requests, up to the number
 // of streams that the instance allows.
 func (p *connections) transport() *http.Transport {
