@@ -224,7 +224,7 @@ func (r *registry) collect(ctx context.Context, keep map[string]bool, before tim
 			err = errors.Join(err, os.Remove(r.uploadFile(id)))
 		}
 	}
-	links, listErr := filepath.Glob(filepath.Join(r.dir, "manifests", "*", "*"))
+	links, listErr := grandchildren(filepath.Join(r.dir, "manifests"))
 	if listErr != nil {
 		return freed, errors.Join(err, listErr)
 	}
@@ -294,7 +294,7 @@ func (r *registry) mark(hex string, needed map[string]bool) error {
 
 // sweepTags removes tags of manifests that are gone, and directories that are empty.
 func (r *registry) sweepTags() error {
-	tags, err := filepath.Glob(filepath.Join(r.dir, "tags", "*", "*"))
+	tags, err := grandchildren(filepath.Join(r.dir, "tags"))
 	if err != nil {
 		return err
 	}
@@ -311,17 +311,36 @@ func (r *registry) sweepTags() error {
 			}
 		}
 	}
-	repos, err := filepath.Glob(filepath.Join(r.dir, "*", "*"))
-	if err != nil {
-		return err
-	}
-	for _, dir := range repos {
-		if parent := filepath.Base(filepath.Dir(dir)); parent == "manifests" || parent == "tags" {
+	for _, kind := range []string{"manifests", "tags"} {
+		repos, err := os.ReadDir(filepath.Join(r.dir, kind))
+		if err != nil {
+			return err
+		}
+		for _, repo := range repos {
 			// It stays when something is in it, which is the point.
-			_ = os.Remove(dir)
+			_ = os.Remove(filepath.Join(r.dir, kind, repo.Name()))
 		}
 	}
 	return nil
+}
+
+// grandchildren lists dir/*/*. It is no pattern: the path of dir may have any character.
+func grandchildren(dir string) ([]string, error) {
+	children, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	for _, child := range children {
+		entries, err := os.ReadDir(filepath.Join(dir, child.Name()))
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			paths = append(paths, filepath.Join(dir, child.Name(), e.Name()))
+		}
+	}
+	return paths, nil
 }
 
 // touch makes a file young. It fails when the file is not there.

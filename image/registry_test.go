@@ -302,7 +302,8 @@ func TestRegistry_RefusesWhatWouldBreakAnImage(t *testing.T) {
 }
 
 func TestCollect_RemovesPushedImagesThatNothingUses(t *testing.T) {
-	s := openTest(t, t.TempDir(), Options{})
+	// What a path may hold that is special in a pattern.
+	s := openTest(t, filepath.Join(t.TempDir(), `berth[1]*?\`), Options{})
 	server := serveStore(t, s, "")
 	push := func(repo, content string) string {
 		ref, err := Push(t.Context(), makeImage(t, gzipLayer(t, makeTar(t, reg("a", "shared"))), gzipLayer(t, makeTar(t, reg("b", content)))), Server{URL: server, Transport: http.DefaultTransport}, repo, nil)
