@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -19,45 +20,54 @@ const (
 	machineResolvConf = "/etc/resolv.conf"
 	// maxQuestions bounds the questions that are under way; more are dropped, and asked again by who asked.
 	maxQuestions = 512
+	// maxQuestionsEach is an instance's share of them, so that none takes DNS from the others.
+	maxQuestionsEach = 32
 	// answerPatience is how long one server may take, before the next is asked.
 	answerPatience = 3 * time.Second
-	// idlePatience ends a TCP connection on which nothing is said.
-	idlePatience = 10 * time.Second
-	maxMessage   = 65535
-	dnsPort      = "53"
+	// idlePatience ends a TCP connection on which nothing is said, and streamPatience any.
+	idlePatience   = 10 * time.Second
+	streamPatience = 60 * time.Second
+	maxMessage     = 65535
+	dnsPort        = 53
 )
 
 // relay passes instances' DNS questions on to the machine's servers, which may be where instances cannot
-// reach: systemd-resolved's are on 127.0.0.53. It reads no more of a message than its ID.
+// reach: systemd-resolved's are on 127.0.0.53. It reads no more of a message than its ID. It takes questions from
+// its network only: where the machine routes for others, they could ask it too.
 type relay struct {
 	address netip.Addr // the gateway's
-	fixed   []string   // servers as HOST:PORT; empty: those of the machine
+	network netip.Prefix
+	fixed   []string // servers as HOST:PORT; empty: those of the machine
 	logger  *slog.Logger
 
-	packets net.PacketConn
-	streams net.Listener
-	slots   chan struct{}
+	packets *net.UDPConn
+	streams *net.TCPListener
 	cancel  context.CancelFunc // of everything that is under way
 	running sync.WaitGroup
 
 	mu      sync.Mutex
-	read    time.Time // modification time of the machine's file when it was read
+	asking  map[netip.Addr]int // questions and connections under way, by who asked
+	total   int                // of asking
+	read    time.Time          // modification time of the machine's file when it was read
 	servers []string
 	extra   string // its search and options lines
 }
 
-// openRelay listens on the gateway's address.
-func openRelay(address netip.Addr, servers []string, logger *slog.Logger) (*relay, error) {
-	r := &relay{address: address, logger: logger, slots: make(chan struct{}, maxQuestions)}
+// openRelay listens on the gateway's address for questions from a network. An empty servers means the machine's.
+func openRelay(address netip.Addr, network netip.Prefix, servers []string, logger *slog.Logger) (*relay, error) {
+	r := &relay{address: address, network: network, logger: logger, asking: map[netip.Addr]int{}}
 	for _, server := range servers {
+		if err := checkServer(server); err != nil {
+			return nil, err
+		}
 		r.fixed = append(r.fixed, withPort(server))
 	}
-	listen := net.JoinHostPort(address.String(), dnsPort)
+	listen := netip.AddrPortFrom(address, dnsPort)
 	var err error
-	if r.packets, err = net.ListenPacket("udp4", listen); err != nil {
+	if r.packets, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(listen)); err != nil {
 		return nil, fmt.Errorf("listening for instances' DNS questions: %w; if another DNS server listens on all addresses, give it an address of its own", err)
 	}
-	if r.streams, err = net.Listen("tcp4", listen); err != nil {
+	if r.streams, err = net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(listen)); err != nil {
 		r.packets.Close()
 		return nil, fmt.Errorf("listening for instances' DNS questions: %w; if another DNS server listens on all addresses, give it an address of its own", err)
 	}
@@ -68,11 +78,44 @@ func openRelay(address netip.Addr, servers []string, logger *slog.Logger) (*rela
 	return r, nil
 }
 
+// checkServer checks a DNS server that the user has named.
+func checkServer(server string) error {
+	address, err := netip.ParseAddrPort(withPort(server))
+	if err != nil || address.Port() == 0 {
+		return fmt.Errorf("--dns=%s is not a DNS server: want its IP address, and its port unless that is %d, such as 192.0.2.53 or 192.0.2.53:5353", server, dnsPort)
+	}
+	return nil
+}
+
 func withPort(server string) string {
 	if _, _, err := net.SplitHostPort(server); err == nil {
 		return server
 	}
-	return net.JoinHostPort(strings.Trim(server, "[]"), dnsPort)
+	return net.JoinHostPort(strings.Trim(server, "[]"), strconv.Itoa(dnsPort))
+}
+
+// begin reports whether a question from an address is taken now; its end is told to done.
+func (r *relay) begin(from netip.Addr) bool {
+	if !r.network.Contains(from) {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.total >= maxQuestions || r.asking[from] >= maxQuestionsEach {
+		return false
+	}
+	r.total++
+	r.asking[from]++
+	return true
+}
+
+func (r *relay) done(from netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.total--
+	if r.asking[from]--; r.asking[from] == 0 {
+		delete(r.asking, from)
+	}
 }
 
 // resolvConf is an instance's /etc/resolv.conf.
@@ -126,23 +169,21 @@ func parseResolvConf(text string) (servers []string, extra string) {
 func (r *relay) servePackets(ctx context.Context) {
 	buffer := make([]byte, maxMessage)
 	for {
-		n, from, err := r.packets.ReadFrom(buffer)
+		n, from, err := r.packets.ReadFromUDPAddrPort(buffer)
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
 			continue // of one packet, such as an unreachable answer's
 		}
-		select {
-		case r.slots <- struct{}{}:
-		default:
+		if !r.begin(from.Addr()) {
 			continue
 		}
 		question := append([]byte(nil), buffer[:n]...)
 		r.running.Go(func() {
-			defer func() { <-r.slots }()
+			defer r.done(from.Addr())
 			if answer := r.ask(ctx, question); answer != nil {
-				_, _ = r.packets.WriteTo(answer, from) // an instance that is gone does not matter
+				_, _ = r.packets.WriteToUDPAddrPort(answer, from) // an instance that is gone does not matter
 			}
 		})
 	}
@@ -188,7 +229,7 @@ func (r *relay) askServer(ctx context.Context, server string, question []byte) (
 
 func (r *relay) serveStreams(ctx context.Context) {
 	for {
-		conn, err := r.streams.Accept()
+		conn, err := r.streams.AcceptTCP()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -197,14 +238,13 @@ func (r *relay) serveStreams(ctx context.Context) {
 			_ = sleep(ctx, time.Second) // out of files: some will be closed
 			continue
 		}
-		select {
-		case r.slots <- struct{}{}:
-		default:
+		from := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+		if !r.begin(from) {
 			conn.Close()
 			continue
 		}
 		r.running.Go(func() {
-			defer func() { <-r.slots }()
+			defer r.done(from)
 			defer conn.Close()
 			r.splice(ctx, conn)
 		})
@@ -213,6 +253,8 @@ func (r *relay) serveStreams(ctx context.Context) {
 
 // splice joins a connection to the first server that takes one.
 func (r *relay) splice(ctx context.Context, conn net.Conn) {
+	ctx, cancel := context.WithTimeout(ctx, streamPatience)
+	defer cancel()
 	for _, server := range r.upstream() {
 		dialer := net.Dialer{Timeout: answerPatience}
 		other, err := dialer.DialContext(ctx, "tcp", server)

@@ -37,7 +37,7 @@ type Config struct {
 	Images  *image.Store
 	Runtime string       // OCI runtime, a name or a path; "" is crun, else runc
 	Network netip.Prefix // IPv4 network to take a free part of, for instances' addresses
-	DNS     []string     // servers that instances' questions go to, HOST or HOST:PORT; empty: the machine's
+	DNS     []string     // servers that instances' questions go to, IP addresses with or without :PORT; empty: the machine's
 	LogKeep int64        // bytes of log kept for each revision
 	Logger  *slog.Logger // nil: slog.Default()
 }
@@ -126,7 +126,7 @@ func (e *Engine) open(dir string, config Config) error {
 	if e.firewall, err = openFirewall("berth_"+mark, e.network, e.logger); err != nil {
 		return err
 	}
-	if e.relay, err = openRelay(e.network.gateway, config.DNS, e.logger); err != nil {
+	if e.relay, err = openRelay(e.network.gateway, e.network.prefix, config.DNS, e.logger); err != nil {
 		return err
 	}
 	e.logs = newLogs(filepath.Join(dir, "logs"), config.LogKeep, e.logger)
