@@ -2,11 +2,9 @@ package api
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -38,20 +36,21 @@ func (a *api) delete(kind serving.Kind) handler {
 		if len(options.DryRun) > 0 {
 			return one(v, r, kind, o), nil
 		}
-		if kind.Name == serving.KindNamespace.Name {
-			if err := a.empty(r.Context(), o.(*serving.Namespace)); err != nil {
-				return nil, err
-			}
-		}
 		o, err = a.Store.Delete(r.Context(), kind, namespace, name, options)
 		if err != nil {
 			return nil, err
 		}
-		if o.GetDeletionTimestamp() != nil && len(o.GetFinalizers()) > 0 {
-			return one(v, r, kind, o), nil // it goes when its last finalizer does
+		if goesLater(o) {
+			return one(v, r, kind, o), nil
 		}
 		return deleted(kind, o), nil
 	}
+}
+
+// goesLater says whether a deletion is only begun: the object waits for its finalizers, a namespace for what is in it.
+func goesLater(o serving.Object) bool {
+	_, isNamespace := o.(*serving.Namespace)
+	return o.GetDeletionTimestamp() != nil && (isNamespace || len(o.GetFinalizers()) > 0)
 }
 
 // deleteCollection deletes what the selectors select and answers with the list of it.
@@ -142,43 +141,6 @@ func meets(kind serving.Kind, o serving.Object, p *v1.Preconditions) error {
 	}
 	if p.ResourceVersion != nil && *p.ResourceVersion != o.GetResourceVersion() {
 		return conflict(kind, o.GetName(), fmt.Sprintf("Precondition failed: ResourceVersion in precondition: %v, ResourceVersion in object meta: %v", *p.ResourceVersion, o.GetResourceVersion()))
-	}
-	return nil
-}
-
-// empty deletes all that is in a namespace, after marking it so that nothing new is taken. Objects with finalizers
-// stay, and keep the namespace: the deletion is then to be asked for again.
-func (a *api) empty(ctx context.Context, namespace *serving.Namespace) error {
-	if !terminating(namespace) {
-		marked := namespace.DeepCopy()
-		marked.Status.Phase = serving.NamespaceTerminating
-		marked.ResourceVersion = ""
-		if _, err := a.Store.Update(ctx, marked, store.Status); err != nil {
-			return fmt.Errorf("marking namespace %q as terminating: %w", namespace.Name, err)
-		}
-	}
-	var left []string
-	for _, kind := range serving.Kinds { // owners come before what they own
-		if !kind.Namespaced {
-			continue
-		}
-		objects, _, err := a.Store.List(ctx, kind, namespace.Name)
-		if err != nil {
-			return fmt.Errorf("listing %s in namespace %q: %w", kind, namespace.Name, err)
-		}
-		for _, o := range objects {
-			o, err := a.Store.Delete(ctx, kind, namespace.Name, o.GetName(), serving.DeleteOptions{})
-			if err != nil && !errors.Is(err, store.ErrNotFound) {
-				return fmt.Errorf("deleting %s %q: %w", kind, namespace.Name, err)
-			}
-			if err == nil && o.GetDeletionTimestamp() != nil && len(o.GetFinalizers()) > 0 {
-				left = append(left, fmt.Sprintf("%s %q (%s)", kind, o.GetName(), strings.Join(o.GetFinalizers(), ", ")))
-			}
-		}
-	}
-	if len(left) > 0 {
-		return conflict(serving.KindNamespace, namespace.Name,
-			"objects in it wait for their finalizers: "+strings.Join(left, "; ")+"; remove them and delete the namespace again")
 	}
 	return nil
 }

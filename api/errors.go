@@ -36,6 +36,8 @@ func statusOf(err error, kind serving.Kind, name string) v1.Status {
 		e = failure(http.StatusConflict, v1.StatusReasonAlreadyExists, fmt.Sprintf("%s %q already exists", kind, name))
 	case errors.Is(err, store.ErrConflict):
 		e = conflict(kind, name, "the object has been modified; please apply your changes to the latest version and try again")
+	case errors.Is(err, store.ErrTerminating): // begun since takesObjects looked
+		e = forbidden(kind, name, err.Error())
 	case errors.Is(err, store.ErrGone):
 		e = expired(err.Error())
 	case errors.As(err, &tooLarge):

@@ -265,10 +265,20 @@ func TestDelete_OfANamespaceTakesWhatIsInIt(t *testing.T) {
 	in := "/apis/serving.knative.dev/v1/namespaces/team/services"
 	s.created(in, strings.Replace(hello("kept"), `"name"`, `"finalizers":["example.com/wait"],"name"`, 1))
 	s.created("/api/v1/namespaces/team/secrets", `{"metadata":{"name":"x"}}`)
-	s.do("DELETE", "/api/v1/namespaces/team", "").refused(t, 409, v1.StatusReasonConflict, `"kept" (example.com/wait)`)
+	w := s.watch("/api/v1/namespaces?watch=true&fieldSelector=metadata.name%3Dteam")
+	w.want("ADDED", "team")
+	marked := decoded[serving.Namespace](t, s.do("DELETE", "/api/v1/namespaces/team", "").want(t, 200))
+	if marked.Kind != "Namespace" || marked.DeletionTimestamp == nil || marked.Status.Phase != serving.NamespaceTerminating {
+		t.Errorf("got %+v, want the namespace as it is while what is in it goes", marked)
+	}
+	again := decoded[serving.Namespace](t, s.do("DELETE", "/api/v1/namespaces/team", "").want(t, 200))
+	if again.DeletionTimestamp == nil || !again.DeletionTimestamp.Equal(marked.DeletionTimestamp) {
+		t.Errorf("deleted again it is being deleted since %v, want %v", again.DeletionTimestamp, marked.DeletionTimestamp)
+	}
+	w.want("MODIFIED", "team")
 	s.do("POST", in, hello("new")).refused(t, 403, v1.StatusReasonForbidden, "because it is being terminated")
 	s.do("PATCH", in+"/kept", `{"metadata":{"finalizers":null}}`, "Content-Type", "application/merge-patch+json").want(t, 200)
-	s.do("DELETE", "/api/v1/namespaces/team", "").want(t, 200)
+	w.want("DELETED", "team")
 	s.do("GET", "/api/v1/namespaces/team", "").want(t, 404)
 	s.do("GET", "/api/v1/namespaces/team/secrets/x", "").want(t, 404)
 	s.do("DELETE", "/api/v1/namespaces", "").refused(t, 405, v1.StatusReasonMethodNotAllowed)

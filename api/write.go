@@ -185,14 +185,10 @@ func (a *api) takesObjects(ctx context.Context, kind serving.Kind, namespace str
 	if err != nil {
 		return err
 	}
-	if terminating(o) {
+	if o.GetDeletionTimestamp() != nil {
 		return forbidden(kind, "", "unable to create new content in namespace "+namespace+" because it is being terminated")
 	}
 	return nil
-}
-
-func terminating(namespace serving.Object) bool {
-	return namespace.GetDeletionTimestamp() != nil || namespace.(*serving.Namespace).Status.Phase == serving.NamespaceTerminating
 }
 
 // pretendCreate is a creation with dryRun: what would be stored, and nothing is.
