@@ -375,7 +375,7 @@ func TestNewAdmission_SaysWhichSettingIsWrong(t *testing.T) {
 		"give whole seconds":       {RevisionTimeout: 1500 * time.Millisecond},
 		"container-concurrency":    {ContainerConcurrency: -1},
 		"revision-cpu-limit is 0":  {CPU: "0"},
-		"give 16Mi or more":        {Memory: "1Mi"},
+		"give 8Mi or more":         {Memory: "1Mi"},
 	} {
 		if _, err := serving.NewAdmission(s); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: got %v, want an error that names %s", s, err, want)

@@ -15,10 +15,11 @@ const (
 	annotationIngress = "run.googleapis.com/ingress"        // Cloud Run: "all", or one of several that are not public
 )
 
-// leastMemory is the smallest memory limit, in bytes. An OCI runtime starts the instance within the limit, and the
-// files that the platform writes into it (as /etc/hosts) are in memory and count: runc alone takes several MiB, and
-// what starts below 16 MiB has no room for a program.
-const leastMemory = 16 << 20
+// leastMemory is the smallest memory limit, in bytes. The OCI runtime starts the instance within the limit, and the
+// files that the platform writes into it (as /etc/hosts) are in memory and count. With runc on cgroup v1
+// nothing starts within 3 MiB and the smallest program within 4; twice that is for cgroup v2, which counts the
+// kernel's memory too.
+const leastMemory = 8 << 20
 
 // unsupported refuses what Knative or Cloud Run allow and Berth cannot do.
 //
