@@ -31,20 +31,24 @@ const (
 // tagAnnotation is where an OCI layout keeps the tag of an image.
 const tagAnnotation = "org.opencontainers.image.ref.name"
 
-// serverPlatform is what servers run. The client that loads an image may be another machine.
-func serverPlatform() v1.Platform { return v1.Platform{OS: "linux", Architecture: "amd64"} }
-
-// IsLocal tells whether ref names an image in a file or folder of this machine, which [Load] opens.
+// IsLocal tells whether ref names an image in a file or folder of this machine, which [Load] opens. So does a bare
+// path, of which Load says what it lacks.
 func IsLocal(ref string) bool {
+	if isPath(ref) {
+		return true
+	}
 	kind, rest, ok := strings.Cut(ref, ":")
 	return ok && rest != "" && (kind == dockerArchive || kind == ociArchive || kind == ociLayout)
 }
 
 // Load opens a local image: "docker-archive:PATH[:TAG]" is what `docker save` writes, "oci-archive:PATH[:TAG]" a
 // tar file of an OCI image layout, "oci:DIR[:TAG]" such a layout in a folder. Without a tag there must be one
-// image only. Of an image for several platforms it is the one for servers, linux/amd64. The files must stay
+// image only. Of an image for several platforms it is the one that servers run. The files must stay
 // until the image is used.
 func Load(ref string) (v1.Image, error) {
+	if isPath(ref) {
+		return nil, fmt.Errorf("loading image %q: say what it is: docker-archive:%s (what docker save wrote), oci-archive:%s or oci:%s (a folder)", ref, ref, ref, ref)
+	}
 	if !IsLocal(ref) {
 		return nil, fmt.Errorf("loading image %q: want docker-archive:PATH[:TAG], oci-archive:PATH[:TAG] or oci:DIR[:TAG]", ref)
 	}
@@ -98,8 +102,8 @@ func checkPlatform(ref string, i v1.Image) error {
 		return fmt.Errorf("reading its configuration: %w", err)
 	}
 	has := v1.Platform{OS: file.OS, Architecture: file.Architecture}
-	if !fits(has, serverPlatform()) {
-		return &PlatformError{Image: ref, Has: []string{platformName(has)}, Needs: platformName(serverPlatform())}
+	if !fits(has, platform()) {
+		return &PlatformError{Image: ref, Has: []string{platformName(has)}, Needs: platformName(platform())}
 	}
 	return nil
 }
@@ -247,7 +251,7 @@ func loadLayout(from files, tag string) (v1.Image, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading index %s: %w", d.Digest, err)
 		}
-		chosen, err := choose(from.where(), nested, serverPlatform())
+		chosen, err := choose(from.where(), nested, platform())
 		if err != nil {
 			return nil, err
 		}
@@ -289,7 +293,7 @@ func pick(where string, all []v1.Descriptor, tag string) (v1.Descriptor, error) 
 	case len(tags) > 1 && tag == "":
 		return v1.Descriptor{}, fmt.Errorf("%q holds %d images: add one of the tags %s", where, len(found), strings.Join(tags, ", "))
 	}
-	chosen, err := choose(where, &v1.IndexManifest{Manifests: found}, serverPlatform())
+	chosen, err := choose(where, &v1.IndexManifest{Manifests: found}, platform())
 	if err != nil {
 		return v1.Descriptor{}, err
 	}

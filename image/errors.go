@@ -24,11 +24,11 @@ func (e *NotPulledError) Error() string {
 // NotFoundError says that the registry answered and has no such image.
 type NotFoundError struct {
 	Image string
-	Err   error // what the registry said
+	Err   error // what the registry said; nil when that was nothing
 }
 
 func (e *NotFoundError) Error() string {
-	return fmt.Sprintf("image %q does not exist: %v; check the name and the tag, and that it was pushed", e.Image, e.Err)
+	return fmt.Sprintf("image %q does not exist%s; check the name and the tag, and that it was pushed", e.Image, because(e.Err))
 }
 
 // Unwrap returns what the registry said.
@@ -39,14 +39,14 @@ func (e *NotFoundError) Unwrap() error { return e.Err }
 type UnauthorizedError struct {
 	Image     string
 	Anonymous bool  // no credentials were sent
-	Err       error // what the registry said
+	Err       error // what the registry said; nil when that was nothing
 }
 
 func (e *UnauthorizedError) Error() string {
 	if e.Anonymous {
-		return fmt.Sprintf("image %q needs credentials, or does not exist: %v; give the service an image pull secret or log in to the registry on the server", e.Image, e.Err)
+		return fmt.Sprintf("image %q needs credentials, or does not exist%s; give the service an image pull secret or log in to the registry on the server", e.Image, because(e.Err))
 	}
-	return fmt.Sprintf("image %q may not be read with the given credentials, or does not exist: %v; check the user name, the password and their rights", e.Image, e.Err)
+	return fmt.Sprintf("image %q may not be read with the given credentials, or does not exist%s; check the user name, the password and their rights", e.Image, because(e.Err))
 }
 
 // Unwrap returns what the registry said.
@@ -56,15 +56,16 @@ func (e *UnauthorizedError) Unwrap() error { return e.Err }
 type UnreachableError struct {
 	Image    string
 	Registry string
-	Err      error
+	Err      error // nil when nothing is known of the cause
 }
 
 func (e *UnreachableError) Error() string {
-	text := fmt.Sprintf("image %q: registry %s did not answer: %v", e.Image, e.Registry, e.Err)
+	cause := because(e.Err)
+	text := fmt.Sprintf("image %q: registry %s did not answer%s", e.Image, e.Registry, cause)
 	switch {
-	case strings.Contains(e.Err.Error(), "server gave HTTP response to HTTPS client"):
+	case strings.Contains(cause, "server gave HTTP response to HTTPS client"):
 		return text + "; it speaks plain HTTP: allow that with --insecure-registry"
-	case strings.Contains(e.Err.Error(), "x509:"):
+	case strings.Contains(cause, "x509:"):
 		return text + "; its certificate is not trusted by this machine"
 	}
 	return text + "; check the name, that the registry runs, and this machine's network"
@@ -72,6 +73,14 @@ func (e *UnreachableError) Error() string {
 
 // Unwrap returns the cause.
 func (e *UnreachableError) Unwrap() error { return e.Err }
+
+// because is a cause in an error's text.
+func because(err error) string {
+	if err == nil {
+		return ""
+	}
+	return ": " + err.Error()
+}
 
 // PlatformError says that an image is for other machines (contract C2, C4).
 type PlatformError struct {
@@ -85,7 +94,7 @@ func (e *PlatformError) Error() string {
 	if len(e.Has) > 0 {
 		has = strings.Join(e.Has, ", ") + " only"
 	}
-	return fmt.Sprintf("image %q has %s, this machine needs %s: build it for %s", e.Image, has, e.Needs, e.Needs)
+	return fmt.Sprintf("image %q has %s, servers need %s: build it for %s", e.Image, has, e.Needs, e.Needs)
 }
 
 // DigestError says that bytes are not what their digest promises: they were damaged or tampered with.

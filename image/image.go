@@ -10,7 +10,6 @@ import (
 	"cmp"
 	"encoding/hex"
 	"fmt"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -56,9 +55,9 @@ type Credentials struct {
 	Insecure           bool   // allow plain HTTP
 }
 
-// platform is what this machine runs (contract C4: linux/amd64).
+// platform is what servers run (contract C2, C4). The client that loads an image may be another machine.
 func platform() v1.Platform {
-	return v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
+	return v1.Platform{OS: "linux", Architecture: "amd64"}
 }
 
 func newConfig(c v1.Config) Config {
@@ -82,8 +81,17 @@ func newConfig(c v1.Config) Config {
 	return config
 }
 
+// isPath tells a file or folder from a reference, which begins with a letter or a digit.
+func isPath(ref string) bool {
+	return strings.HasPrefix(ref, ".") || strings.HasPrefix(ref, "/")
+}
+
 // parse reads a reference. Names without a registry mean the public default one, as for every other tool.
 func parse(ref string, insecure bool) (name.Reference, error) {
+	if isPath(ref) {
+		return nil, fmt.Errorf("parsing image reference %q: it is the path of a file, which the server does not read: deploy it as docker-archive:%s, oci-archive:%s or oci:%s (a folder), or push it to a registry",
+			ref, ref, ref, ref)
+	}
 	var options []name.Option
 	if insecure {
 		options = append(options, name.Insecure)

@@ -333,8 +333,8 @@ func TestCollect_RemovesPushedImagesThatNothingUses(t *testing.T) {
 func TestLoad_OpensEveryKindOfLocalImage(t *testing.T) {
 	dir := t.TempDir()
 	archive := makeTar(t, reg("a", "1"))
-	one := makeImageFor(t, serverPlatform(), gzipLayer(t, archive))
-	two := makeImageFor(t, serverPlatform(), gzipLayer(t, makeTar(t, reg("a", "2"))))
+	one := makeImageFor(t, platform(), gzipLayer(t, archive))
+	two := makeImageFor(t, platform(), gzipLayer(t, makeTar(t, reg("a", "2"))))
 	arm := makeImageFor(t, v1.Platform{OS: "linux", Architecture: "arm64"}, gzipLayer(t, archive))
 	docker := func(file string, images map[name.Reference]v1.Image) string {
 		path := filepath.Join(dir, file)
@@ -359,7 +359,7 @@ func TestLoad_OpensEveryKindOfLocalImage(t *testing.T) {
 	multi := oci("multi:arch")
 	index := mutate.AppendManifests(empty.Index,
 		mutate.IndexAddendum{Add: arm, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "arm64"}}},
-		mutate.IndexAddendum{Add: one, Descriptor: v1.Descriptor{Platform: new(serverPlatform())}})
+		mutate.IndexAddendum{Add: one, Descriptor: v1.Descriptor{Platform: new(platform())}})
 	if err := layout.Path(multi).AppendIndex(index); err != nil {
 		t.Fatal(err)
 	}
@@ -397,7 +397,12 @@ func TestLoad_OpensEveryKindOfLocalImage(t *testing.T) {
 		{ref: "oci-archive:" + packed + ":v2", want: two},
 		{ref: "oci-archive:" + text, err: "not a tar file"},
 		{ref: "hello:v1", err: "want docker-archive:"},
+		{ref: "./web.tar", err: "docker-archive:./web.tar"},
+		{ref: single, err: "docker-archive:" + single},
 	} {
+		if local := IsLocal(test.ref); local != (test.ref != "hello:v1") {
+			t.Errorf("%s: IsLocal is %t", test.ref, local)
+		}
 		got, err := Load(test.ref)
 		if test.err != "" {
 			if err == nil || !strings.Contains(err.Error(), test.err) || !strings.Contains(err.Error(), test.ref) {

@@ -61,8 +61,8 @@ type description struct {
 	config  Config
 }
 
-// describe reads the manifest and the configuration of the image that digest names, for this machine's platform
-// when it is an index (contract C4).
+// describe reads the manifest and the configuration of the image that digest names, for the server's platform when
+// it is an index (contract C4).
 func describe(ctx context.Context, from source, ref, digest string) (*description, error) {
 	manifest, err := findManifest(ctx, from, ref, digest, maxIndexDepth)
 	if err != nil {

@@ -264,8 +264,7 @@ func (s *Store) path(elements ...string) string {
 
 func (s *Store) tmp() string { return s.path("tmp") }
 
-// layerDir is where a layer is unpacked. The name has 128 bits of the diff ID in 26 characters: 127 of them
-// fit in the one page that the mount system call takes.
+// layerDir is where a layer is unpacked. The name has 128 bits of a hash of the diff ID, in 26 characters.
 func (s *Store) layerDir(diffID string) string {
 	sum := sha256.Sum256([]byte(diffID))
 	encoding := base32.StdEncoding.WithPadding(base32.NoPadding)

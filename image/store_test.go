@@ -245,7 +245,7 @@ func TestPull_NamesALayerThatOccursTwiceOnce(t *testing.T) {
 	}
 }
 
-func TestPull_ChoosesThisMachinesPlatformOfAnIndex(t *testing.T) {
+func TestPull_ChoosesTheServersPlatformOfAnIndex(t *testing.T) {
 	registry := testimage.Serve(t, testimage.Options{})
 	s := openTest(t, t.TempDir(), Options{})
 	variant := func(p v1.Platform) mutate.IndexAddendum {
@@ -273,7 +273,7 @@ func TestPull_ChoosesThisMachinesPlatformOfAnIndex(t *testing.T) {
 	} {
 		_, err := resolveAndPull(t, s, ref, Credentials{})
 		var wrong *PlatformError
-		if !errors.As(err, &wrong) || !strings.Contains(err.Error(), "has linux/arm64 only, this machine needs "+platformName(plain)) {
+		if !errors.As(err, &wrong) || !strings.Contains(err.Error(), "has linux/arm64 only, servers need "+platformName(plain)) {
 			t.Errorf("%s: got error %v, want a PlatformError", name, err)
 		}
 	}
@@ -454,9 +454,25 @@ func TestResolve_ErrorsSayWhatWasSeen(t *testing.T) {
 			t.Errorf("%s: got error %T %v, want a %T with %q", test.ref, err, err, test.as, test.want)
 		}
 	}
+	for _, ref := range []string{"./web.tar", "/tmp/web.tar", "../web"} {
+		if _, err := s.Resolve(t.Context(), ref, Credentials{}); err == nil || !strings.Contains(err.Error(), "docker-archive:"+ref) {
+			t.Errorf("%q: got error %v, want one that says how to deploy a file", ref, err)
+		}
+	}
 	for _, ref := range []string{"", "UPPER/case", "a b", registry.Host + "/hello@sha256:12", "x@md5:00"} {
 		if _, err := s.Resolve(t.Context(), ref, Credentials{}); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%q", ref)) {
 			t.Errorf("%q: got error %v, want one that names it", ref, err)
+		}
+	}
+}
+
+func TestErrors_ReadWellWithoutACause(t *testing.T) {
+	for _, err := range []error{
+		&NotFoundError{Image: "hello"}, &UnreachableError{Image: "hello", Registry: "example.com"},
+		&UnauthorizedError{Image: "hello"}, &UnauthorizedError{Image: "hello", Anonymous: true},
+	} {
+		if text := err.Error(); strings.Contains(text, "nil") || strings.Contains(text, ": ;") || !strings.Contains(text, "hello") {
+			t.Errorf("%T says %q", err, text)
 		}
 	}
 }
