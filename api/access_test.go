@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-run/berth/api"
+	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/engine"
 )
 
@@ -99,8 +100,8 @@ func TestDiscovery_ListsEveryKindWithItsVerbs(t *testing.T) {
 
 func TestInfoAndInstances_AreListed(t *testing.T) {
 	s := newServer(t, func(c *api.Config) {
-		c.Instances = func() []api.Instance {
-			return []api.Instance{{ID: "a", Namespace: "default", State: engine.Ready}, {ID: "b", Namespace: "team"}}
+		c.Instances = func() []autoscaler.InstanceStatus {
+			return []autoscaler.InstanceStatus{{ID: "a", Namespace: "default", State: engine.Ready}, {ID: "b", Namespace: "team"}}
 		}
 	})
 	info := decoded[struct{ Info map[string]string }](t, s.do("GET", "/apis/berth.run/v1/info", "").want(t, 200))
@@ -108,7 +109,7 @@ func TestInfoAndInstances_AreListed(t *testing.T) {
 		t.Errorf("got %v", info)
 	}
 	for path, want := range map[string]string{"instances": "a b", "namespaces/team/instances": "b", "namespaces/x/instances": ""} {
-		items := decoded[struct{ Items []api.Instance }](t, s.do("GET", "/apis/berth.run/v1/"+path, "").want(t, 200)).Items
+		items := decoded[struct{ Items []autoscaler.InstanceStatus }](t, s.do("GET", "/apis/berth.run/v1/"+path, "").want(t, 200)).Items
 		var ids []string
 		for _, i := range items {
 			ids = append(ids, i.ID)

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
@@ -30,7 +31,7 @@ const (
 type Config struct {
 	Store     store.Store
 	Engine    Engine
-	Instances func() []Instance
+	Instances func() []autoscaler.InstanceStatus // those there are now, in any order
 
 	// Admission completes what users write and decides what is stored.
 	Admission *serving.Admission
@@ -57,19 +58,6 @@ type Config struct {
 type Engine interface {
 	Logs(ctx context.Context, query engine.LogQuery, emit func(engine.LogLine) error) error
 	Info() map[string]string
-}
-
-// Instance is one copy of a revision, as the autoscaler reports it.
-type Instance struct {
-	ID        string         `json:"id"`
-	Namespace string         `json:"namespace"`
-	Service   string         `json:"service"`
-	Revision  string         `json:"revision"`
-	State     engine.State   `json:"state"`
-	Since     time.Time      `json:"since"` // when it entered State
-	Created   time.Time      `json:"created"`
-	StartTook time.Duration  `json:"startTook"` // nanoseconds from start to ready, 0 before
-	Stages    []engine.Stage `json:"stages"`
 }
 
 // New returns the API. Its handlers end with their request's context: cancel the server's base context to end

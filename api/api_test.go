@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-run/berth/api"
+	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
@@ -67,7 +68,7 @@ func prepare(t testing.TB, options ...func(*api.Config)) *server {
 		t.Fatal(err)
 	}
 	config := api.Config{
-		Store: objects, Engine: logs{}, Instances: func() []api.Instance { return nil },
+		Store: objects, Engine: logs{}, Instances: func() []autoscaler.InstanceStatus { return nil },
 		Admission: admission, Token: secretToken, Version: "v0.1.0",
 		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}

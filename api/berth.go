@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
@@ -37,13 +38,13 @@ func (a *api) info(http.ResponseWriter, *http.Request) (any, error) {
 // instances lists the instances there are now, in a namespace or in all.
 func (a *api) instances(_ http.ResponseWriter, r *http.Request) (any, error) {
 	namespace := r.PathValue("namespace")
-	items := []Instance{}
+	items := []autoscaler.InstanceStatus{}
 	for _, i := range a.Instances() {
 		if namespace == "" || i.Namespace == namespace {
 			items = append(items, i)
 		}
 	}
-	return map[string][]Instance{"items": items}, nil
+	return map[string][]autoscaler.InstanceStatus{"items": items}, nil
 }
 
 // log writes the lines of a service's instances, of those that are gone too, as one JSON object each.

@@ -102,13 +102,7 @@ func newPlatform(dir string) (*platform, error) {
 	handler := api.New(api.Config{
 		Store: objects, Engine: fake, Token: testToken, Logger: logger, Registry: images.Registry(),
 		Admission: admission,
-		Instances: func() []api.Instance {
-			var list []api.Instance
-			for _, instance := range scaler.Instances() {
-				list = append(list, api.Instance(instance))
-			}
-			return list
-		},
+		Instances: scaler.Instances,
 	})
 	web := httptest.NewUnstartedServer(handler)
 	web.Config.BaseContext = func(net.Listener) context.Context { return ctx }

@@ -23,6 +23,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/berth-run/berth/api"
+	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/client"
 	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/serving"
@@ -67,8 +68,8 @@ func newServer(t *testing.T) *client.Client {
 	}
 	web := httptest.NewUnstartedServer(api.New(api.Config{
 		Store: objects, Engine: quiet{}, Admission: admission, Token: token, Logger: logger,
-		Instances: func() []api.Instance {
-			return []api.Instance{{
+		Instances: func() []autoscaler.InstanceStatus {
+			return []autoscaler.InstanceStatus{{
 				ID: "hello-00001-x", Namespace: "default", State: engine.Ready, StartTook: time.Second,
 				Stages: []engine.Stage{{Name: "network", Took: time.Millisecond}},
 			}}
@@ -343,7 +344,7 @@ users:
 }
 
 func TestInstance_ReadsWhatTheAPIWrites(t *testing.T) {
-	want := api.Instance{ID: "a", Namespace: "b", Service: "c", Revision: "d", State: engine.Draining, StartTook: 5, Created: time.Unix(1, 0).UTC(), Since: time.Unix(2, 0).UTC()}
+	want := autoscaler.InstanceStatus{ID: "a", Namespace: "b", Service: "c", Revision: "d", State: engine.Draining, StartTook: 5, Created: time.Unix(1, 0).UTC(), Since: time.Unix(2, 0).UTC()}
 	text, err := json.Marshal(want)
 	if err != nil {
 		t.Fatal(err)

@@ -128,7 +128,7 @@ func open(config Config) (_ *server, err error) {
 	})
 	s.autoscaler.OnChange = s.reconciler.Changed
 	handler := api.New(api.Config{
-		Store: s.store, Admission: admission, Token: token, Engine: s.engine, Instances: s.instances,
+		Store: s.store, Admission: admission, Token: token, Engine: s.engine, Instances: s.autoscaler.Instances,
 		Registry: s.images.Registry(), Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
 		Ready: s.readiness, Version: Version(), Logger: s.logger,
 	})
@@ -300,14 +300,6 @@ func (s *server) settings() serving.Settings {
 		RevisionTimeout: s.config.RevisionTimeout, MaxRevisionTimeout: s.config.MaxRevisionTimeout,
 		ContainerConcurrency: int64(s.config.Concurrency), CPU: s.config.CPU, Memory: s.config.Memory,
 	}
-}
-
-func (s *server) instances() []api.Instance {
-	var list []api.Instance
-	for _, i := range s.autoscaler.Instances() {
-		list = append(list, api.Instance(i))
-	}
-	return list
 }
 
 func (s *server) readiness() error {
