@@ -69,10 +69,14 @@ func Load(ref string) (v1.Image, error) {
 	case ociLayout:
 		loaded, err = loadLayout(dirFiles(file), tag)
 	}
-	if err == nil {
-		err = checkPlatform(ref, loaded)
-	}
 	if err != nil {
+		return nil, fmt.Errorf("loading image %q: %w", ref, err)
+	}
+	config, err := loaded.ConfigFile()
+	if err != nil {
+		return nil, fmt.Errorf("loading image %q: reading its configuration: %w", ref, err)
+	}
+	if err := checkPlatform(ref, config); err != nil {
 		return nil, fmt.Errorf("loading image %q: %w", ref, err)
 	}
 	return loaded, nil
@@ -94,18 +98,6 @@ func splitTag(rest string) (file, tag string, err error) {
 	first, _, _ := strings.Cut(rest, ":")
 	_, err = os.Stat(first)
 	return "", "", err
-}
-
-func checkPlatform(ref string, i v1.Image) error {
-	file, err := i.ConfigFile()
-	if err != nil {
-		return fmt.Errorf("reading its configuration: %w", err)
-	}
-	has := v1.Platform{OS: file.OS, Architecture: file.Architecture}
-	if !fits(has, platform()) {
-		return &PlatformError{Image: ref, Has: []string{platformName(has)}, Needs: platformName(platform())}
-	}
-	return nil
 }
 
 // loadDocker opens one image of what `docker save` wrote, gzip-compressed or not.
@@ -251,7 +243,7 @@ func loadLayout(from files, tag string) (v1.Image, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading index %s: %w", d.Digest, err)
 		}
-		chosen, err := choose(from.where(), nested, platform())
+		chosen, err := choose(from.where(), nested)
 		if err != nil {
 			return nil, err
 		}
@@ -293,7 +285,7 @@ func pick(where string, all []v1.Descriptor, tag string) (v1.Descriptor, error) 
 	case len(tags) > 1 && tag == "":
 		return v1.Descriptor{}, fmt.Errorf("%q holds %d images: add one of the tags %s", where, len(found), strings.Join(tags, ", "))
 	}
-	chosen, err := choose(where, &v1.IndexManifest{Manifests: found}, platform())
+	chosen, err := choose(where, &v1.IndexManifest{Manifests: found})
 	if err != nil {
 		return v1.Descriptor{}, err
 	}

@@ -82,8 +82,8 @@ func describe(ctx context.Context, from source, ref, digest string) (*descriptio
 	if err != nil {
 		return nil, fmt.Errorf("reading its configuration: %w", err)
 	}
-	if has := (v1.Platform{OS: file.OS, Architecture: file.Architecture}); !fits(has, platform()) {
-		return nil, &PlatformError{Image: ref, Has: []string{platformName(has)}, Needs: platformName(platform())}
+	if err := checkPlatform(ref, file); err != nil {
+		return nil, err
 	}
 	d := &description{layers: manifest.Layers, config: newConfig(file.Config)}
 	for _, id := range file.RootFS.DiffIDs {
@@ -101,6 +101,14 @@ func describe(ctx context.Context, from source, ref, digest string) (*descriptio
 		}
 	}
 	return d, nil
+}
+
+func checkPlatform(ref string, file *v1.ConfigFile) error {
+	has := v1.Platform{OS: file.OS, Architecture: file.Architecture}
+	if !fits(has) {
+		return &PlatformError{Image: ref, Has: []string{platformName(has)}, Needs: platformName(platform())}
+	}
+	return nil
 }
 
 func checkLayer(l v1.Descriptor) error {
@@ -122,7 +130,7 @@ func checkLayer(l v1.Descriptor) error {
 	return nil
 }
 
-// findManifest follows indexes down to the manifest for this machine.
+// findManifest follows indexes down to the manifest for servers.
 func findManifest(ctx context.Context, from source, ref, digest string, depth int) (*v1.Manifest, error) {
 	raw, err := from.manifest(ctx, digest)
 	if err != nil {
@@ -149,15 +157,15 @@ func findManifest(ctx context.Context, from source, ref, digest string, depth in
 	if err != nil {
 		return nil, fmt.Errorf("reading its index: %w", err)
 	}
-	chosen, err := choose(ref, index, platform())
+	chosen, err := choose(ref, index)
 	if err != nil {
 		return nil, err
 	}
 	return findManifest(ctx, from, ref, chosen.Digest.String(), depth-1)
 }
 
-// choose takes the manifest for want out of an index: of several, the one that asks least of the CPU.
-func choose(ref string, index *v1.IndexManifest, want v1.Platform) (*v1.Descriptor, error) {
+// choose takes the manifest for servers out of an index: of several, the one that asks least of the CPU.
+func choose(ref string, index *v1.IndexManifest) (*v1.Descriptor, error) {
 	var best *v1.Descriptor
 	var has []string
 	for i := range index.Manifests {
@@ -177,18 +185,19 @@ func choose(ref string, index *v1.IndexManifest, want v1.Platform) (*v1.Descript
 		}
 		has = append(has, platformName(*m.Platform))
 		// The variants of amd64 are "", v1, v2, v3: plain order is what each needs of the CPU.
-		if fits(*m.Platform, want) && (best == nil || m.Platform.Variant < best.Platform.Variant) {
+		if fits(*m.Platform) && (best == nil || m.Platform.Variant < best.Platform.Variant) {
 			best = m
 		}
 	}
 	if best == nil {
-		return nil, &PlatformError{Image: ref, Has: has, Needs: platformName(want)}
+		return nil, &PlatformError{Image: ref, Has: has, Needs: platformName(platform())}
 	}
 	return best, nil
 }
 
-// fits tells whether a machine of platform want runs programs for p. What p leaves open is taken to fit.
-func fits(p, want v1.Platform) bool {
+// fits tells whether servers run programs for p. What p leaves open is taken to fit.
+func fits(p v1.Platform) bool {
+	want := platform()
 	return (p.OS == "" || p.OS == want.OS) && (p.Architecture == "" || p.Architecture == want.Architecture)
 }
 

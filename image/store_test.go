@@ -76,7 +76,7 @@ func plainLayer(archive []byte) v1.Layer {
 	return testLayer{static.NewLayer(archive, types.OCIUncompressedLayer), digestOf(archive)}
 }
 
-// makeImage makes an image for this machine of layers, bottom first.
+// makeImage makes an image for servers of layers, bottom first.
 func makeImage(t testing.TB, layers ...v1.Layer) v1.Image {
 	t.Helper()
 	return makeImageFor(t, platform(), layers...)
