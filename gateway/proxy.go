@@ -31,17 +31,28 @@ func (x *exchange) forward(m *member) error {
 }
 
 func (x *exchange) forwardHTTP1(m *member, upgrade string) error {
-	ctx := x.request.Context()
-	c, err := m.conns.get(ctx, x.deadline())
+	c, err := m.conns.get(x.request.Context(), x.deadline())
 	if err != nil {
 		return x.unreachable(err)
 	}
-	unwatch := context.AfterFunc(ctx, c.abort) // a client that goes away ends the instance's work
+	err = x.forwardOn(c, m, upgrade)
+	if c.used && !x.began && errors.Is(err, errUnanswered) && (isRepeatable(x.request) || errors.Is(err, errUnreachable)) {
+		// The instance may have closed it for its idleness, at the moment that the request was sent.
+		if fresh, dialErr := m.conns.dial(x.request.Context(), x.deadline()); dialErr == nil {
+			return x.forwardOn(fresh, m, upgrade)
+		} // else it has ended, perhaps of this very request, which must not end the others too
+	}
+	return err
+}
+
+// forwardOn sends the request over a connection and its response to the client, and gives the connection back.
+func (x *exchange) forwardOn(c *conn, m *member, upgrade string) error {
+	unwatch := context.AfterFunc(x.request.Context(), c.abort) // a client that goes away ends the instance's work
 	c.head = x.appendHead(c.head[:0], upgrade)
 	if n, err := c.Write(c.head); err != nil && n == 0 {
 		unwatch()
 		c.abort()
-		return x.unreachable(err)
+		return x.unreachable(fmt.Errorf("%w: %w", errUnanswered, err))
 	} // else an instance that has read enough may have answered: its response decides
 
 	body := x.startUpload(c)
@@ -73,6 +84,16 @@ func (x *exchange) forwardHTTP1(m *member, upgrade string) error {
 		c.abort()
 	}
 	return err
+}
+
+// isRepeatable tells whether a request may be sent once more although an instance may have acted on it: its method
+// is idempotent (RFC 9110, 9.2.2), and nothing of it has been used up.
+func isRepeatable(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
+		return !hasBody(r)
+	}
+	return false
 }
 
 // unreachable wraps an error that came before any byte was sent. It is no reason to try elsewhere when the client
@@ -152,9 +173,15 @@ func appendLine(b []byte, key, value string) []byte {
 // interim responses.
 func (x *exchange) readResponse(c *conn, body *upload, upgrade string) (responseHead, error) {
 	header := x.writer.Header()
+	answered := false
 	for {
 		head, err := c.readHead(header)
-		if err != nil {
+		switch {
+		case err == nil:
+			answered = true
+		case !answered && len(c.head) == 0 && (err == io.EOF || errors.Is(err, syscall.ECONNRESET)):
+			return head, fmt.Errorf("%w: %w", errUnanswered, err)
+		default:
 			return head, err
 		}
 		switch {
@@ -352,6 +379,9 @@ func isGRPC(r *http.Request) bool {
 	// "+proto" or a parameter may follow. gRPC-Web, which has a name of its own, is carried over HTTP/1.1 too.
 	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
+
+// errUnanswered is wrapped around the end of a connection that came before any byte of a response.
+var errUnanswered = errors.New("the instance closed the connection without an answer")
 
 // errBadBody is wrapped around what was wrong with the body that a client sent.
 var errBadBody = errors.New("reading the request's body")

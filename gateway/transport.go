@@ -59,6 +59,11 @@ func (p *connections) get(ctx context.Context, deadline time.Time) (*conn, error
 		}
 		c.abort()
 	}
+	return p.dial(ctx, deadline)
+}
+
+// dial returns a new connection.
+func (p *connections) dial(ctx context.Context, deadline time.Time) (*conn, error) {
 	if !deadline.IsZero() {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, deadline)
@@ -84,7 +89,7 @@ func (p *connections) put(c *conn) {
 		c.abort()
 		return
 	}
-	c.idleSince = time.Now()
+	c.used, c.idleSince = true, time.Now()
 	p.idle = append(p.idle, c)
 	if p.reaper == nil {
 		p.reaper = time.AfterFunc(idleConnAge, p.reap)
@@ -163,6 +168,7 @@ type conn struct {
 	net.Conn
 	reader    *bufio.Reader
 	head      []byte // scratch for the head of a request, then of its response
+	used      bool   // an exchange before this one ended well on it
 	idleSince time.Time
 	abort     func() // closes it; safe to call from anywhere, kept here so that handing it on allocates nothing
 
