@@ -5,26 +5,7 @@ import (
 )
 
 // hasStatus says whether a kind has a status that is written on its own.
-func hasStatus(kind serving.Kind) bool { return setStatus(kind.New(), kind.New()) }
-
-// setStatus gives to the status of from, an object of the same kind. It returns false for a kind without status.
-func setStatus(to, from serving.Object) bool {
-	switch to := to.(type) {
-	case *serving.Service:
-		from.(*serving.Service).Status.DeepCopyInto(&to.Status)
-	case *serving.Configuration:
-		from.(*serving.Configuration).Status.DeepCopyInto(&to.Status)
-	case *serving.Route:
-		from.(*serving.Route).Status.DeepCopyInto(&to.Status)
-	case *serving.Revision:
-		from.(*serving.Revision).Status.DeepCopyInto(&to.Status)
-	case *serving.Namespace:
-		from.(*serving.Namespace).Status.DeepCopyInto(&to.Status)
-	default:
-		return false
-	}
-	return true
-}
+func hasStatus(kind serving.Kind) bool { return serving.CopyStatus(kind.New(), kind.New()) }
 
 // setSystem gives to the metadata that only the platform sets, from the stored object, or from a new one on
 // creation. What the user wrote there is ignored.

@@ -36,7 +36,7 @@ func (a *api) create(kind serving.Kind) handler {
 			return nil, err
 		}
 		setSystem(o, kind.New())
-		setStatus(o, kind.New())
+		serving.CopyStatus(o, kind.New())
 		warnings, err = a.admit(r.Context(), serving.Change{New: o})
 		warn(w, warnings)
 		if err != nil {
@@ -115,9 +115,9 @@ func (a *api) next(ctx context.Context, kind serving.Kind, part store.Part, old 
 	if part == store.Status {
 		written := o
 		o = copied(old)
-		setStatus(o, written)
+		serving.CopyStatus(o, written)
 	} else {
-		setStatus(o, old)
+		serving.CopyStatus(o, old)
 	}
 	more, err := a.admit(ctx, serving.Change{New: o, Old: old, Status: part == store.Status})
 	return o, append(warnings, more...), err

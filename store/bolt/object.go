@@ -20,16 +20,6 @@ func clone(o serving.Object) serving.Object {
 	return to.Interface().(serving.Object)
 }
 
-// copyStatus sets to's status to from's, which it then shares. It reports whether their kind has a status.
-func copyStatus(to, from serving.Object) bool {
-	status := reflect.ValueOf(to).Elem().FieldByName("Status")
-	if !status.IsValid() {
-		return false
-	}
-	status.Set(reflect.ValueOf(from).Elem().FieldByName("Status"))
-	return true
-}
-
 // content is an object's JSON in the three parts that versions and generations tell apart. What the store itself
 // sets in the metadata is left out, and so are the times of managed fields, which say when and not what.
 type content struct {

@@ -132,9 +132,9 @@ func (b *batch) update(k key, given serving.Object, part store.Part) (serving.Ob
 	next := given
 	if part == store.Status {
 		next = clone(stored)
-		copyStatus(next, given)
+		serving.CopyStatus(next, given)
 	} else {
-		copyStatus(next, stored)
+		serving.CopyStatus(next, stored)
 		next.SetNamespace(k.namespace)
 		next.SetUID(stored.GetUID())
 		next.SetCreationTimestamp(stored.GetCreationTimestamp())
