@@ -284,12 +284,21 @@ func (s *server) url(host string) string {
 	return "http://" + host + ":" + port
 }
 
-// revisionGone removes the logs of a deleted service, once none of its instances writes any more.
+// revisionGone removes the log of a deleted revision, once none of its instances writes any more, and with a service's
+// last revision all logs of the service. One that was made again meanwhile keeps them.
 func (s *server) revisionGone(namespace, service, revision string) {
-	if _, err := s.store.Get(context.Background(), serving.KindService, namespace, service); !errors.Is(err, store.ErrNotFound) {
+	missing := func(kind serving.Kind, name string) bool {
+		_, err := s.store.Get(context.Background(), kind, namespace, name)
+		return errors.Is(err, store.ErrNotFound)
+	}
+	gone := revision
+	switch {
+	case service != "" && missing(serving.KindService, service):
+		gone = "" // all of them
+	case !missing(serving.KindRevision, revision):
 		return
 	}
-	if err := s.engine.RemoveLogs(namespace, service); err != nil {
+	if err := s.engine.RemoveLogs(namespace, service, gone); err != nil {
 		s.logger.Warn("removing logs", "service", service, "revision", revision, "error", err)
 	}
 }

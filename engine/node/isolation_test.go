@@ -193,7 +193,7 @@ func TestInstance_AsksTheMachinesDNSServers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer images.Close()
-	e, err := Open(Config{Dir: filepath.Join(dir, "node"), Images: images, Network: netip.MustParsePrefix("10.213.0.0/16"), DNS: []string{server.LocalAddr().String()}})
+	e, err := Open(Config{Dir: filepath.Join(dir, "node"), Images: images, Network: netip.MustParsePrefix("10.213.0.0/16"), LogKeep: LeastLogKeep, DNS: []string{server.LocalAddr().String()}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,8 +18,9 @@ import (
 const (
 	// segments is how many files a revision's log is kept in: when it is full, the oldest goes.
 	segments = 4
-	// leastSegment keeps a small limit from making a file of every line.
-	leastSegment = 64 << 10
+	// LeastLogKeep is the least that Config.LogKeep can be: every file must take the longest line, with what comes
+	// before its text.
+	LeastLogKeep = segments * 2 * maxLine
 	// noService is the directory of revisions without a service; no service can have this name.
 	noService = "_"
 )
@@ -54,8 +55,11 @@ func (n logName) matches(q engine.LogQuery) bool {
 		(q.Revision == "" || q.Revision == n.revision)
 }
 
-func newLogs(dir string, keep int64, logger *slog.Logger) *logs {
-	return &logs{dir: dir, keep: keep, logger: logger, inUse: map[logName]*revisionLog{}, followers: map[chan struct{}]engine.LogQuery{}}
+func openLogs(dir string, keep int64, logger *slog.Logger) (*logs, error) {
+	if keep < LeastLogKeep {
+		return nil, fmt.Errorf("--log-keep=%d is too little to keep the log of a revision in: want at least %d bytes (%dKi)", keep, LeastLogKeep, LeastLogKeep>>10)
+	}
+	return &logs{dir: dir, keep: keep, logger: logger, inUse: map[logName]*revisionLog{}, followers: map[chan struct{}]engine.LogQuery{}}, nil
 }
 
 // revisionLog is the log of a revision that instances write to.
@@ -126,6 +130,7 @@ func (r *revisionLog) append(instance, stream string, lines []string) error {
 	r.last = now
 	var text []byte
 	for _, line := range lines {
+		begin := len(text)
 		text = now.AppendFormat(text, time.RFC3339Nano)
 		text = append(text, ' ')
 		text = append(text, stream...)
@@ -134,14 +139,24 @@ func (r *revisionLog) append(instance, stream string, lines []string) error {
 		text = append(text, ' ')
 		text = append(text, line...)
 		text = append(text, '\n')
+		if r.size+int64(len(text)) > r.logs.keep/segments {
+			if err := r.writeText(text[:begin]); err != nil {
+				return err
+			}
+			if err := r.rotate(); err != nil {
+				return err
+			}
+			text = append(text[:0], text[begin:]...)
+		}
 	}
+	return r.writeText(text)
+}
+
+func (r *revisionLog) writeText(text []byte) error {
 	n, err := r.file.Write(text)
 	r.size += int64(n)
 	if err != nil {
 		return fmt.Errorf("writing to %q: %w", r.file.Name(), err)
-	}
-	if r.size >= max(r.logs.keep/segments, leastSegment) {
-		return r.rotate()
 	}
 	return nil
 }
@@ -180,25 +195,22 @@ func (r *revisionLog) openNumber() error {
 	return nil
 }
 
-// rotate begins a new file and removes the oldest.
+// rotate begins a new file, for which it removes the oldest.
 func (r *revisionLog) rotate() error {
 	r.closeFile()
-	r.number++
-	if err := r.openNumber(); err != nil {
-		return err
-	}
 	dir := r.name.dir(r.logs.dir)
 	numbers, err := logFiles(dir)
 	if err != nil {
 		return err
 	}
-	for len(numbers) > segments {
+	for len(numbers) >= segments {
 		if err := os.Remove(logFile(dir, numbers[0])); err != nil {
 			return fmt.Errorf("removing the oldest part of the log: %w", err)
 		}
 		numbers = numbers[1:]
 	}
-	return nil
+	r.number++
+	return r.openNumber()
 }
 
 func (r *revisionLog) closeFile() {
@@ -236,40 +248,68 @@ func (l *logs) wake(name logName) {
 	}
 }
 
-// remove removes the logs of a service.
-func (l *logs) remove(namespace, service string) error {
+// remove removes the log of a revision; revision "" means those of all revisions of the service.
+func (l *logs) remove(namespace, service, revision string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	dir := filepath.Dir(logName{namespace, service, "x"}.dir(l.dir))
 	for name, r := range l.inUse {
-		if name.namespace == namespace && name.service == service {
+		if name.namespace == namespace && name.service == service && (revision == "" || name.revision == revision) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.closeFile() // what comes yet begins a new one
 		}
 	}
+	dir := logName{namespace, service, revision}.dir(l.dir)
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("removing the logs of service %q: %w", service, err)
 	}
-	_ = os.Remove(filepath.Dir(dir)) // the namespace's directory, when it is empty
+	for dir = filepath.Dir(dir); dir != l.dir; dir = filepath.Dir(dir) {
+		if os.Remove(dir) != nil {
+			break // others have logs in it
+		}
+	}
 	return nil
 }
 
 // names lists the revisions that have a log and that a query selects.
 func (l *logs) names(q engine.LogQuery) ([]logName, error) {
-	var names []logName
-	paths, err := filepath.Glob(filepath.Join(l.dir, "*", "*", "*"))
+	namespaces, err := directories(l.dir, q.Namespace)
 	if err != nil {
+		return nil, err
+	}
+	var names []logName
+	for _, namespace := range namespaces {
+		services, err := directories(filepath.Join(l.dir, namespace), q.Service)
+		if err != nil {
+			return nil, err
+		}
+		for _, service := range services {
+			revisions, err := directories(filepath.Join(l.dir, namespace, service), q.Revision)
+			if err != nil {
+				return nil, err
+			}
+			if service == noService {
+				service = ""
+			}
+			for _, revision := range revisions {
+				names = append(names, logName{namespace, service, revision})
+			}
+		}
+	}
+	return names, nil
+}
+
+// directories lists the directories in dir of which the query wants one by name, or all when it names none. There
+// are none when dir is not there.
+func directories(dir, wanted string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("listing logs: %w", err)
 	}
-	for _, path := range paths {
-		parts := strings.Split(strings.TrimPrefix(path, l.dir+string(filepath.Separator)), string(filepath.Separator))
-		name := logName{parts[0], parts[1], parts[2]}
-		if name.service == noService {
-			name.service = ""
-		}
-		if name.matches(q) {
-			names = append(names, name)
+	var names []string
+	for _, entry := range entries {
+		if entry.IsDir() && (wanted == "" || wanted == entry.Name()) {
+			names = append(names, entry.Name())
 		}
 	}
 	return names, nil

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -18,7 +19,12 @@ import (
 var logSpec = engine.Spec{Namespace: "default", Service: "hello", Revision: "hello-00001"}
 
 func testLogs(t *testing.T, dir string) *logs {
-	return newLogs(dir, segments*leastSegment, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	t.Helper()
+	l, err := openLogs(dir, LeastLogKeep, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // say has a container's output be text, and returns when it is kept.
@@ -113,9 +119,41 @@ func TestLogs_ForgetTheOldestAndNothingElse(t *testing.T) {
 		}
 		size += info.Size()
 	}
-	// A file is full when a write makes it so: each may be one write over.
-	if limit := l.keep + segments*4*maxLine; size > limit {
-		t.Errorf("%d bytes are kept, want at most %d", size, limit)
+	if size > l.keep || size < l.keep/2 {
+		t.Errorf("%d bytes are kept, want as many as fit in %d", size, l.keep)
+	}
+}
+
+func TestLogs_RefuseToKeepLessThanALine(t *testing.T) {
+	_, err := openLogs(t.TempDir(), LeastLogKeep-1, slog.Default())
+	if err == nil || !strings.Contains(err.Error(), "--log-keep=524287 ") || !strings.Contains(err.Error(), "512Ki") {
+		t.Errorf("got %v", err)
+	}
+	l := testLogs(t, t.TempDir())
+	long := strings.Repeat("x", maxLine-1)
+	say(t, l, "hello-00001-aaaaa", strings.Repeat(long+"\n", 8))
+	if found := texts(t, l, engine.LogQuery{}); len(found) < segments {
+		t.Errorf("%d of the longest lines are kept, want at least one in each of %d files", len(found), segments)
+	}
+}
+
+func TestLogs_AreFoundBelowAnyDirectory(t *testing.T) {
+	l := testLogs(t, filepath.Join(t.TempDir(), "[a] *?\\"))
+	say(t, l, "hello-00001-aaaaa", "one\n")
+	if diff := cmp.Diff([]string{"one"}, texts(t, l, engine.LogQuery{Service: "hello"})); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestLogs_TailIsTheLastLinesInOrder(t *testing.T) {
+	l := testLogs(t, t.TempDir())
+	say(t, l, "hello-00001-aaaaa", "one\ntwo\nthree\nfour\nfive\n")
+	for most, want := range map[int][]string{
+		1: {"five"}, 2: {"four", "five"}, 3: {"three", "four", "five"}, 5: {"one", "two", "three", "four", "five"}, 1 << 40: {"one", "two", "three", "four", "five"},
+	} {
+		if diff := cmp.Diff(want, texts(t, l, engine.LogQuery{Tail: most})); diff != "" {
+			t.Errorf("tail %d: %s", most, diff)
+		}
 	}
 }
 
@@ -144,7 +182,7 @@ func TestLogs_FollowAcrossFilesWithoutLoss(t *testing.T) {
 	}()
 	r := l.use(logName{logSpec.Namespace, logSpec.Service, logSpec.Revision})
 	defer l.done(r)
-	padding := strings.Repeat(".", 100)
+	padding := strings.Repeat(".", 300)
 	for i := range count {
 		r.write("hello-00001-aaaaa", "stdout", []string{fmt.Sprintf("line %d %s", i, padding)})
 		if i == 0 {
@@ -172,17 +210,98 @@ func TestLogs_FollowAcrossFilesWithoutLoss(t *testing.T) {
 func TestLogs_RemoveThoseOfOneService(t *testing.T) {
 	l := testLogs(t, t.TempDir())
 	say(t, l, "hello-00001-aaaaa", "one\n")
-	if err := l.remove("default", "other"); err != nil {
+	if err := l.remove("default", "other", ""); err != nil {
 		t.Fatal(err)
 	}
 	if found := texts(t, l, engine.LogQuery{}); len(found) != 1 {
 		t.Errorf("got %q", found)
 	}
-	if err := l.remove("default", "hello"); err != nil {
+	if err := l.remove("default", "hello", ""); err != nil {
 		t.Fatal(err)
 	}
 	if found := texts(t, l, engine.LogQuery{}); len(found) != 0 {
 		t.Errorf("got %q", found)
+	}
+}
+
+func TestLogs_RemoveThoseOfOneRevision(t *testing.T) {
+	dir := t.TempDir()
+	l := testLogs(t, dir)
+	for _, revision := range []string{"hello-00001", "hello-00002"} {
+		r := l.use(logName{"default", "hello", revision})
+		defer l.done(r)
+		r.write(revision+"-aaaaa", "stdout", []string{revision})
+	}
+	if err := l.remove("default", "hello", "hello-00001"); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"hello-00002"}, texts(t, l, engine.LogQuery{})); diff != "" {
+		t.Error(diff)
+	}
+	if err := l.remove("default", "hello", "hello-00002"); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+func TestLogs_FollowAServiceThatIsMadeAgain(t *testing.T) {
+	l := testLogs(t, t.TempDir())
+	name := logName{logSpec.Namespace, logSpec.Service, logSpec.Revision}
+	seen, done := make(chan string), make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	r := l.use(name)
+	r.write("hello-00001-aaaaa", "stdout", []string{"first"})
+	go func() {
+		done <- l.query(ctx, engine.LogQuery{Service: "hello", Follow: true}, func(line engine.LogLine) error {
+			seen <- line.Text
+			return nil
+		})
+	}()
+	expect := func(want string) {
+		t.Helper()
+		select {
+		case got := <-seen:
+			if got != want {
+				t.Fatalf("got %.30q, want %.30q", got, want)
+			}
+		case err := <-done:
+			t.Fatal(err)
+		case <-time.After(time.Minute):
+			t.Fatalf("%.30q did not come", want)
+		}
+	}
+	expect("first")
+	// Once in its first file, and once in its second: those that come after have the same numbers.
+	padding := strings.Repeat(".", maxLine-100)
+	for _, lines := range []int{1, 3} {
+		if err := l.remove("default", "hello", ""); err != nil {
+			t.Fatal(err)
+		}
+		l.done(r)
+		r = l.use(name)
+		for i := range lines {
+			text := fmt.Sprintf("line %d of %d %s", i, lines, padding)
+			r.write("hello-00001-bbbbb", "stdout", []string{text})
+			expect(text)
+		}
+	}
+	if r.number != 2 {
+		t.Errorf("the log is in file %d: the test does not test what it should", r.number)
+	}
+	if err := l.remove("default", "hello", ""); err != nil {
+		t.Fatal(err)
+	}
+	l.done(r)
+	r = l.use(name)
+	defer l.done(r)
+	r.write("hello-00001-ccccc", "stdout", []string{"last"})
+	expect("last")
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
 

@@ -38,7 +38,7 @@ type Config struct {
 	Runtime string       // OCI runtime, a name or a path; "" is crun, else runc
 	Network netip.Prefix // IPv4 network to take a free part of, for instances' addresses
 	DNS     []string     // servers that instances' questions go to, IP addresses with or without :PORT; empty: the machine's
-	LogKeep int64        // bytes of log kept for each revision
+	LogKeep int64        // bytes of log kept for each revision, at least LeastLogKeep
 	Logger  *slog.Logger // nil: slog.Default()
 }
 
@@ -129,7 +129,9 @@ func (e *Engine) open(dir string, config Config) error {
 	if e.relay, err = openRelay(e.network.gateway, e.network.prefix, config.DNS, e.logger); err != nil {
 		return err
 	}
-	e.logs = newLogs(filepath.Join(dir, "logs"), config.LogKeep, e.logger)
+	if e.logs, err = openLogs(filepath.Join(dir, "logs"), config.LogKeep, e.logger); err != nil {
+		return err
+	}
 	e.network.refill()
 	return nil
 }
@@ -262,9 +264,9 @@ func (e *Engine) Logs(ctx context.Context, query engine.LogQuery, emit func(engi
 	return e.logs.query(ctx, query, emit)
 }
 
-// RemoveLogs removes what instances of a service have written.
-func (e *Engine) RemoveLogs(namespace, service string) error {
-	return e.logs.remove(namespace, service)
+// RemoveLogs removes what instances of a revision have written; revision "" means all revisions of the service.
+func (e *Engine) RemoveLogs(namespace, service, revision string) error {
+	return e.logs.remove(namespace, service, revision)
 }
 
 // Info implements engine.Engine.

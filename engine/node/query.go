@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/berth-run/berth/engine"
@@ -26,24 +27,16 @@ func (l *logs) query(ctx context.Context, q engine.LogQuery, emit func(engine.Lo
 			r.close()
 		}
 	}()
-	var tail []engine.LogLine
 	take := emit
+	kept := tail{most: q.Tail}
 	if q.Tail > 0 {
-		take = func(line engine.LogLine) error {
-			if len(tail) == q.Tail {
-				tail = append(tail[:0], tail[1:]...)
-			}
-			tail = append(tail, line)
-			return nil
-		}
+		take = kept.add
 	}
 	if err := l.readNew(ctx, q, readers, take); err != nil {
 		return err
 	}
-	for _, line := range tail {
-		if err := emit(line); err != nil {
-			return err
-		}
+	if err := kept.each(emit); err != nil {
+		return err
 	}
 	for q.Follow {
 		select {
@@ -53,6 +46,35 @@ func (l *logs) query(ctx context.Context, q engine.LogQuery, emit func(engine.Lo
 		}
 		if err := l.readNew(ctx, q, readers, emit); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// tail keeps the last lines of many.
+type tail struct {
+	most  int
+	lines []engine.LogLine
+	first int // where the oldest is, once there are most
+}
+
+func (t *tail) add(line engine.LogLine) error {
+	if len(t.lines) < t.most {
+		t.lines = append(t.lines, line)
+		return nil
+	}
+	t.lines[t.first] = line
+	t.first = (t.first + 1) % t.most
+	return nil
+}
+
+// each calls emit for the lines, oldest first.
+func (t *tail) each(emit func(engine.LogLine) error) error {
+	for _, lines := range [][]engine.LogLine{t.lines[t.first:], t.lines[:t.first]} {
+		for _, line := range lines {
+			if err := emit(line); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -159,17 +181,42 @@ func (r *logReader) next() (engine.LogLine, error) {
 // finished reports whether the file that was read to its end stays as it is, and then leaves it.
 func (r *logReader) finished() (bool, error) {
 	numbers, err := logFiles(r.dir)
-	if err != nil || len(numbers) == 0 || numbers[len(numbers)-1] <= r.number {
+	if err != nil {
 		return false, err
 	}
-	// It has a successor, so nothing is added to it any more; but something may have been since it was read.
+	removed, err := r.removed(numbers)
+	if err != nil {
+		return false, err
+	}
+	if !removed && (len(numbers) == 0 || numbers[len(numbers)-1] <= r.number) {
+		return false, nil
+	}
+	// It is gone or has a successor, so nothing is added to it any more; but something may have been since it was
+	// read.
 	if more, err := r.buffer.Peek(1); len(more) > 0 {
 		return true, nil
 	} else if !errors.Is(err, io.EOF) {
 		return false, err
 	}
 	r.close()
+	if removed {
+		r.number = 0
+	}
 	return true, nil
+}
+
+// removed reports whether the log that the file belongs to was removed, and maybe begun again. When a log grows, its
+// oldest files go, but not without a successor.
+func (r *logReader) removed(numbers []int) (bool, error) {
+	own, err := r.file.Stat()
+	if err != nil {
+		return false, err
+	}
+	named, err := os.Stat(logFile(r.dir, r.number))
+	if errors.Is(err, os.ErrNotExist) {
+		return len(numbers) == 0 || numbers[0] < r.number, nil
+	}
+	return err == nil && !os.SameFile(own, named), err
 }
 
 // openAfter opens the oldest file after the one that was read last.
@@ -179,16 +226,13 @@ func (r *logReader) openAfter() error {
 		if err != nil {
 			return err
 		}
-		next := 0
-		for _, number := range numbers {
-			if number > r.number {
-				next = number
-				break
-			}
-		}
-		if next == 0 {
+		if len(numbers) == 0 {
 			return io.EOF
 		}
+		if numbers[len(numbers)-1] <= r.number {
+			r.number = 0 // the one that was read last had a successor: this is another log
+		}
+		next := numbers[slices.IndexFunc(numbers, func(n int) bool { return n > r.number })]
 		file, err := os.Open(logFile(r.dir, next))
 		if errors.Is(err, os.ErrNotExist) {
 			continue // it was the oldest and has just been removed
