@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -80,8 +82,8 @@ func (f *deployFlags) bind(c *cobra.Command) {
 	flags.StringVar(&f.memory, "memory", "", "memory limit of an instance: 512Mi")
 	flags.StringVar(&f.concurrency, "concurrency", "", "most requests at the same time in one instance, or default; 0 is no limit")
 	flags.StringVar(&f.timeout, "timeout", "", "longest time to answer a request: 300 or 5m")
-	flags.StringVar(&f.minScale, "min-instances", "", "instances that run even without requests, or default")
-	flags.StringVar(&f.maxScale, "max-instances", "", "most instances, or default")
+	flags.StringVar(&f.minScale, "min-instances", "", "instances that run even without requests, or default; 0 lets the service go to zero")
+	flags.StringVar(&f.maxScale, "max-instances", "", "most instances, or default; 0 is no limit")
 	under("Resources and scaling", flags, "cpu", "memory", "concurrency", "timeout", "min-instances", "max-instances")
 
 	flags.BoolVar(&f.noTraffic, "no-traffic", false, "leave all traffic on the revisions that have it")
@@ -115,7 +117,7 @@ func (f *deployFlags) name(args []string) (string, error) {
 	case f.image != "" && f.source != "":
 		return "", usagef("--image and --source exclude each other: give one")
 	case len(args) == 1:
-		return args[0], nil
+		return args[0], checkServiceName(args[0])
 	case f.source == "":
 		return "", usagef("deploy needs the NAME of the service: berth deploy NAME --image REFERENCE")
 	}
@@ -123,8 +125,23 @@ func (f *deployFlags) name(args []string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("finding source %q: %w", f.source, err)
 	}
-	return strings.ToLower(filepath.Base(folder)), nil
+	name := strings.ToLower(filepath.Base(folder))
+	if !isName(name) {
+		return "", usagef("the folder's name %q cannot be the name of a service, which is %s: give NAME: berth deploy NAME --source %s",
+			filepath.Base(folder), nameRule, shellWord(f.source))
+	}
+	return name, nil
 }
+
+// shellWord quotes a word for the shell where it needs it.
+func shellWord(word string) string {
+	if strings.ContainsFunc(word, func(r rune) bool { return !strings.ContainsRune("/._-+=:@%", r) && !isAlphanumeric(r) }) {
+		return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+	}
+	return word
+}
+
+func isAlphanumeric(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }
 
 // change reads the flags that were given.
 func (f *deployFlags) change(c *cobra.Command) (*change, error) {
@@ -157,12 +174,17 @@ func (f *deployFlags) change(c *cobra.Command) (*change, error) {
 		return nil, err
 	}
 	ch.envClear = f.setEnv != nil || f.clearEnv
-	ch.env, err = splitPairs("set-env-vars", "variable", f.setEnv)
-	if err == nil && f.setEnv == nil {
-		ch.env, err = splitPairs("update-env-vars", "variable", f.updateEnv)
+	envFlag, texts := "set-env-vars", f.setEnv
+	if f.setEnv == nil {
+		envFlag, texts = "update-env-vars", f.updateEnv
 	}
-	if err != nil {
+	if ch.env, err = splitPairs(envFlag, "variable", texts); err != nil {
 		return nil, err
+	}
+	for _, variable := range ch.env {
+		if err := checkVariable(envFlag, variable.key); err != nil {
+			return nil, err
+		}
 	}
 	ch.labels, err = splitPairs("labels", "label", f.labels)
 	return ch, err
@@ -195,6 +217,13 @@ func (p *program) deploy(c *cobra.Command, berth *client.Client, namespace, name
 	if exists && current.DeletionTimestamp != nil {
 		return fmt.Errorf("service %q is being deleted: deploy it again when it is gone", name)
 	}
+	// What does not go together with the service there is comes out before anything is built, too.
+	if !exists {
+		current = &serving.Service{ObjectMeta: serving.ObjectMeta{Name: name}}
+	}
+	if err := p.plan(ctx, berth, namespace, ch, current); err != nil {
+		return err
+	}
 
 	progress := p.newProgress()
 	defer progress.end()
@@ -205,9 +234,9 @@ func (p *program) deploy(c *cobra.Command, berth *client.Client, namespace, name
 		}
 		ch.image = &reference
 	}
-	service, err := p.write(ctx, berth.Services(namespace), berth.Revisions(namespace), name, ch)
+	service, err := p.write(ctx, berth, namespace, name, ch)
 	if err != nil {
-		return err
+		return f.explain(err)
 	}
 	if f.async {
 		fmt.Fprintf(p.stdout, "Service %s is being deployed; see how far it is with: berth services describe %s\n", name, name)
@@ -225,26 +254,97 @@ func (p *program) deploy(c *cobra.Command, berth *client.Client, namespace, name
 // check finds mistakes in the flags that do not depend on the service there is.
 func (ch *change) check(name string) error {
 	trial := *ch
-	trial.noTraffic = false // whether that is possible depends on the service
+	// Whether these are possible depends on the service.
+	trial.noTraffic, trial.envRemove = false, nil
 	return trial.apply(&serving.Service{ObjectMeta: serving.ObjectMeta{Name: name}})
 }
 
+// plan makes the change to a service in memory.
+func (p *program) plan(ctx context.Context, berth *client.Client, namespace string, ch *change, service *serving.Service) error {
+	revisions := berth.Revisions(namespace)
+	if ch.image == nil && service.ResourceVersion != "" {
+		if err := keepImage(ctx, revisions, service); err != nil {
+			return err
+		}
+	}
+	ch.number = 0
+	switch {
+	case ch.revisionSuffix != "":
+		name := service.Name + "-" + ch.revisionSuffix
+		_, err := revisions.Get(ctx, name)
+		if err == nil || service.Spec.Template.Name == name {
+			return fmt.Errorf("revision %q exists: give another --revision-suffix", name)
+		}
+		if !client.IsNotFound(err) {
+			return err
+		}
+	case service.ResourceVersion != "":
+		number, expected, err := nextNumber(ctx, berth, service)
+		if err != nil {
+			return err
+		}
+		if ch.tag != "" || !expected {
+			ch.number = number
+		}
+	}
+	return ch.apply(service)
+}
+
+// observedPatience is how long the server gets to look at a change before the next one is made.
+const observedPatience = 10 * time.Second
+
+// nextNumber is the number of the next revision of a service: the one that the server will choose when it is free,
+// which expected tells, or the first free one above it.
+func nextNumber(ctx context.Context, berth *client.Client, service *serving.Service) (number int64, expected bool, err error) {
+	// The configuration counts; it may not have counted the service's last change yet. When the server does not look
+	// in time the worst that can happen is that it says that the name is taken.
+	waiting, stop := context.WithTimeout(ctx, observedPatience)
+	defer stop()
+	for event, err := range berth.Services(service.Namespace).Watch(waiting, client.Selector{Name: service.Name}) {
+		if waiting.Err() != nil || event.Type == client.Deleted {
+			break
+		}
+		if err != nil {
+			return 0, false, err
+		}
+		if event.Type != client.Listed && event.Object.Status.ObservedGeneration >= service.Generation {
+			break
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return 0, false, err
+	}
+	configuration, err := berth.Configurations(service.Namespace).Get(ctx, service.Name)
+	if client.IsNotFound(err) {
+		return 1, true, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	first := configuration.Generation + 1
+	for number = first; ; number++ {
+		_, err := berth.Revisions(service.Namespace).Get(ctx, numbered(service.Name, number))
+		if client.IsNotFound(err) {
+			return number, number == first, nil
+		}
+		if err != nil {
+			return 0, false, err
+		}
+	}
+}
+
 // write creates or changes the service. Others may do so at the same time: it starts again then.
-func (p *program) write(ctx context.Context, services client.Resource[*serving.Service], revisions client.Resource[*serving.Revision], name string, ch *change) (*serving.Service, error) {
+func (p *program) write(ctx context.Context, berth *client.Client, namespace, name string, ch *change) (*serving.Service, error) {
+	services := berth.Services(namespace)
 	for {
 		service, err := services.Modify(ctx, name, func(service *serving.Service) error {
-			if ch.image == nil {
-				if err := keepImage(ctx, revisions, service); err != nil {
-					return err
-				}
-			}
-			return ch.apply(service)
+			return p.plan(ctx, berth, namespace, ch, service)
 		})
 		if !client.IsNotFound(err) {
 			return service, err
 		}
 		service = &serving.Service{ObjectMeta: serving.ObjectMeta{Name: name}}
-		if err := ch.apply(service); err != nil {
+		if err := p.plan(ctx, berth, namespace, ch, service); err != nil {
 			return nil, err
 		}
 		service, err = services.Create(ctx, service)

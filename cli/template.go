@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"crypto/rand"
 	"fmt"
 	"maps"
@@ -49,6 +50,9 @@ type change struct {
 	revisionSuffix string
 	tag            string
 	noTraffic      bool
+	// number is that of the new revision where it must be named: a tag needs its name, and the server's own choice may
+	// be taken. 0 leaves it to the server, and is 1 with a tag.
+	number int64
 }
 
 // apply changes a service as the flags say. The service is a new one when it has no resourceVersion.
@@ -67,11 +71,16 @@ func (ch *change) apply(service *serving.Service) error {
 	if err := ch.applyLimits(template, container); err != nil {
 		return err
 	}
+	if err := ch.checkScale(template); err != nil {
+		return err
+	}
 	for _, label := range ch.labels {
 		setLabel(&service.ObjectMeta, label.key, label.value)
 		setLabel(&template.ObjectMeta, label.key, label.value)
 	}
-	ch.nameRevision(service)
+	if err := ch.nameRevision(service); err != nil {
+		return err
+	}
 	return ch.applyTraffic(service, isNew)
 }
 
@@ -151,9 +160,13 @@ func (ch *change) applyEnv(container *serving.Container) error {
 	if ch.envClear {
 		container.Env = slices.DeleteFunc(container.Env, func(v serving.EnvVar) bool { return v.ValueFrom == nil })
 	}
-	container.Env = slices.DeleteFunc(container.Env, func(v serving.EnvVar) bool {
-		return slices.Contains(ch.envRemove, v.Name)
-	})
+	for _, name := range ch.envRemove {
+		before := len(container.Env)
+		container.Env = slices.DeleteFunc(container.Env, func(v serving.EnvVar) bool { return v.Name == name })
+		if len(container.Env) == before {
+			return fmt.Errorf("--remove-env-vars: the service has no environment variable %q; it has: %s", name, variableNames(container.Env))
+		}
+	}
 	for _, p := range ch.env {
 		i := slices.IndexFunc(container.Env, func(v serving.EnvVar) bool { return v.Name == p.key })
 		switch {
@@ -170,6 +183,14 @@ func (ch *change) applyEnv(container *serving.Container) error {
 		container.Env = nil
 	}
 	return nil
+}
+
+func variableNames(variables []serving.EnvVar) string {
+	var names []string
+	for _, variable := range variables {
+		names = append(names, variable.Name)
+	}
+	return cmp.Or(strings.Join(names, ", "), "none")
 }
 
 func (ch *change) applyLimits(template *serving.RevisionTemplateSpec, container *serving.Container) error {
@@ -240,20 +261,52 @@ func applyScale(template *serving.RevisionTemplateSpec, flag, annotation string,
 	return nil
 }
 
+// checkScale refuses a least number of instances above the most, of which one may be from an earlier deploy.
+func (ch *change) checkScale(template *serving.RevisionTemplateSpec) error {
+	if ch.minScale == nil && ch.maxScale == nil {
+		return nil
+	}
+	least, most := template.Annotations[serving.AnnotationMinScale], template.Annotations[serving.AnnotationMaxScale]
+	// What cannot be read is not these flags' doing: the server names it.
+	low, _ := strconv.Atoi(least)
+	high, _ := strconv.Atoi(most)
+	if high == 0 || low <= high { // 0 is no limit
+		return nil
+	}
+	note := ""
+	switch {
+	case ch.minScale == nil:
+		note = "; the service has --min-instances " + least + " from before: give both"
+	case ch.maxScale == nil:
+		note = "; the service has --max-instances " + most + " from before: give both"
+	}
+	return usagef("--min-instances %s is more than --max-instances %s%s", least, most, note)
+}
+
 // nameRevision makes the template a new one: under a name where one is needed, else by a nonce. A name that the
 // template has from before is that of a revision there is.
-func (ch *change) nameRevision(service *serving.Service) {
+func (ch *change) nameRevision(service *serving.Service) error {
 	template := &service.Spec.Template
 	template.Name = ""
 	delete(template.Labels, labelNonce)
+	if ch.tag != "" {
+		if err := checkTag("tag", ch.tag, service.Name); err != nil {
+			return err
+		}
+	}
 	switch {
 	case ch.revisionSuffix != "":
 		template.Name = service.Name + "-" + ch.revisionSuffix
-	case ch.tag != "":
-		template.Name = fmt.Sprintf("%s-%05d-%s", service.Name, service.Generation+1, nonce(3))
+		return checkSuffix(ch.revisionSuffix, service.Name)
+	case ch.tag != "" || ch.number != 0:
+		template.Name = numbered(service.Name, cmp.Or(ch.number, 1))
+		if !isName(template.Name) {
+			return usagef("the name of service %q leaves no room for that of its revision %q: give a --revision-suffix", service.Name, template.Name)
+		}
 	default:
 		setLabel(&template.ObjectMeta, labelNonce, nonce(10))
 	}
+	return nil
 }
 
 // nonce is a random lower-case word.

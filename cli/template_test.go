@@ -74,12 +74,12 @@ func TestChange_Container(t *testing.T) {
 
 func TestChange_NoTrafficPinsWhatIsReadyNow(t *testing.T) {
 	s := existing()
-	ch := change{image: text("new"), noTraffic: true, tag: "next"}
+	ch := change{image: text("new"), noTraffic: true, tag: "next", number: 4}
 	if err := ch.apply(s); err != nil {
 		t.Fatal(err)
 	}
 	name := s.Spec.Template.Name
-	if !strings.HasPrefix(name, "hello-00004-") {
+	if name != "hello-00004" {
 		t.Errorf("revision name %q", name)
 	}
 	if got, want := printTraffic(readTraffic(s.Spec.Traffic)), "hello-00003=100 #next="+name; got != want {
@@ -102,10 +102,42 @@ func TestChange_RefusesWhatMakesNoSense(t *testing.T) {
 		{change{timeout: text("0")}, `--timeout "0"`},
 		{change{minScale: text("one")}, `--min-instances "one"`},
 		{change{maxScale: text("-2")}, `--max-instances "-2"`},
+		{change{minScale: text("3"), maxScale: text("2")}, "--min-instances 3 is more than --max-instances 2"},
+		{change{revisionSuffix: "a_b"}, `--revision-suffix: "hello-a_b"`},
+		{change{revisionSuffix: strings.Repeat("a", 58)}, "at most 63 characters"},
+		{change{tag: "Next"}, `--tag: "Next" cannot be a tag`},
+		{change{tag: strings.Repeat("a", 58)}, "which has 64 characters and may have 63"},
+		{change{envRemove: []string{"NOPE"}}, `--remove-env-vars: the service has no environment variable "NOPE"; it has: A, S`},
 		{change{env: []pair{{"S", "x"}}}, "S has its value from a secret"},
 	} {
 		if err := test.change.apply(existing()); err == nil || !strings.Contains(err.Error(), test.says) {
 			t.Errorf("error %v, want %q in it", err, test.says)
+		}
+	}
+}
+
+func TestChange_ScaleIsHeldAgainstWhatIsThereFromBefore(t *testing.T) {
+	s := existing()
+	if err := (&change{minScale: text("3")}).apply(s); err != nil {
+		t.Fatal(err)
+	}
+	err := (&change{maxScale: text("2")}).apply(s.DeepCopy())
+	if err == nil || !strings.Contains(err.Error(), "the service has --min-instances 3 from before: give both") {
+		t.Errorf("error %v", err)
+	}
+	if err := (&change{maxScale: text("0")}).apply(s); err != nil {
+		t.Errorf("0 is no limit: %v", err)
+	}
+	if err := (&change{maxScale: text("2"), minScale: text("default")}).apply(s); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNumbered_FitsADNSLabelWhereItCan(t *testing.T) {
+	for length, want := range map[int]string{5: "-00007", 57: "-00007", 58: "-7", 61: "-7"} {
+		service := strings.Repeat("a", length)
+		if got := numbered(service, 7); got != service+want || !isName(got) {
+			t.Errorf("%d characters: %q", length, got)
 		}
 	}
 }

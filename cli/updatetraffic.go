@@ -31,11 +31,11 @@ A tag gives a revision a URL of its own; LATEST is the newest ready revision, wh
 	})
 	flags := c.Flags()
 	flags.BoolVar(&toLatest, "to-latest", false, "send all traffic to the newest ready revision, whichever that is")
-	flags.StringArrayVar(&toRevisions, "to-revisions", nil, "send `REVISION=PERCENT,…`")
-	flags.StringArrayVar(&toTags, "to-tags", nil, "send `TAG=PERCENT,…`")
-	flags.StringArrayVar(&setTags, "set-tags", nil, "`TAG=REVISION,…`, instead of the tags there are")
-	flags.StringArrayVar(&updateTags, "update-tags", nil, "`TAG=REVISION,…`, beside the tags there are")
-	flags.StringArrayVar(&removeTags, "remove-tags", nil, "`TAG,…` to remove")
+	flags.StringArrayVar(&toRevisions, "to-revisions", nil, "percentages `REVISION=PERCENT,...` of revisions, or of LATEST")
+	flags.StringArrayVar(&toTags, "to-tags", nil, "percentages `TAG=PERCENT,...` of the revisions that have these tags")
+	flags.StringArrayVar(&setTags, "set-tags", nil, "tags `TAG=REVISION,...`, instead of those there are")
+	flags.StringArrayVar(&updateTags, "update-tags", nil, "tags `TAG=REVISION,...`, beside those there are")
+	flags.StringArrayVar(&removeTags, "remove-tags", nil, "tags `TAG,...` to remove")
 	flags.BoolVar(&clearTags, "clear-tags", false, "remove all tags")
 	flags.BoolVar(&async, "async", false, "do not wait until traffic is divided so")
 	under("Traffic", flags, "to-latest", "to-revisions", "to-tags", "set-tags", "update-tags", "remove-tags", "clear-tags", "async")
@@ -66,6 +66,15 @@ A tag gives a revision a URL of its own; LATEST is the newest ready revision, wh
 		}
 		if setTags != nil {
 			if change.updateTags, err = splitPairs("set-tags", "tag", setTags); err != nil {
+				return err
+			}
+		}
+		for _, p := range change.updateTags {
+			flag := "update-tags"
+			if setTags != nil {
+				flag = "set-tags"
+			}
+			if err := checkTag(flag, p.key, args[0]); err != nil {
 				return err
 			}
 		}

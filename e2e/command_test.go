@@ -59,7 +59,7 @@ func TestCommands_FromDeployToDelete(t *testing.T) {
 	p.mustBerth("services", "update-traffic", "hello", "--to-revisions", "hello-00001=100")
 	check(t, "update-traffic", "K_REVISION", p.inspect(url).Env["K_REVISION"], "hello-00001")
 
-	p.mustBerth("services", "delete", "hello")
+	p.mustBerth("services", "delete", "hello", "--quiet")
 	if a := p.get(url); a.status != 404 {
 		t.Errorf("the deleted service answers %d", a.status)
 	}

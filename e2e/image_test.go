@@ -79,7 +79,7 @@ func TestImage_OfADistributionServesAndSharesItsLayers(t *testing.T) {
 		t.Errorf("%d layers became %d, want one more", before, got)
 	}
 	// With the service goes what only its image had; what others use stays.
-	p.mustBerth("services", "delete", "files")
+	p.mustBerth("services", "delete", "files", "--quiet")
 	p.await("the layer of the deleted service to be collected", func() error {
 		n := p.layers()
 		return errorUnless(n == before, "%d layers", n)
@@ -92,7 +92,7 @@ func TestImage_OfADistributionServesAndSharesItsLayers(t *testing.T) {
 	if a := p.get(s.Status.URL.String() + "/srv/other"); a.body != "other" {
 		t.Errorf("the other service answers %d %q", a.status, a.body)
 	}
-	p.mustBerth("services", "delete", "other")
+	p.mustBerth("services", "delete", "other", "--quiet")
 	p.await("all layers to be collected", func() error {
 		n := p.layers()
 		return errorUnless(n == 0, "%d layers", n)

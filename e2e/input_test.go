@@ -146,19 +146,19 @@ func TestInput_IsRefusedWithWhatIsWrong(t *testing.T) {
 		{"--concurrency many", []string{"--concurrency", `"many"`}},
 		{"--min-instances -1", []string{"--min-instances", `"-1"`}},
 		{"--set-env-vars foo", []string{"--set-env-vars", `"foo"`, "="}},
+		{"--min-instances 3 --max-instances 2", []string{"--min-instances 3", "--max-instances 2"}},
 		{"--no-such-flag", []string{"--no-such-flag"}},
 	} {
 		p.refuses(2, bad.says, append([]string{"deploy", "steady"}, strings.Fields(bad.flags)...)...)
 	}
+	p.refuses(2, []string{"Under_score"}, "deploy", "Under_score", "--image", "127.0.0.1:1/none:none")
 	for command, says := range map[string][]string{
-		"deploy steady --min-instances 3 --max-instances 2":            {"min", "max", "3", "2"},
-		"deploy Under_score --image 127.0.0.1:1/none:none":             {"Under_score"},
 		"deploy other --image UPPER/case":                              {"UPPER/case"},
 		"deploy steady --timeout 4000":                                 {"4000", "3600"},
 		"services update-traffic steady --to-revisions none-00007=100": {"none-00007"},
 		"services update-traffic nobody --to-latest":                   {"nobody", "not found"},
 		"services describe nobody":                                     {"nobody", "not found"},
-		"services delete nobody":                                       {"nobody", "not found"},
+		"services delete nobody -q":                                    {"nobody", "not found"},
 		"logs nobody":                                                  {"nobody", "not found"},
 		"deploy lost --image docker-archive:/no/such/file.tar":         {"/no/such/file.tar"},
 		"deploy lost --source /no/such/folder":                         {"/no/such/folder"},

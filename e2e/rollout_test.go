@@ -244,7 +244,7 @@ func TestService_MadeAgainWhileItsFormerInstanceWorks(t *testing.T) {
 			t.Fatalf("the long request began with %q", first)
 		}
 		before := p.get(url)
-		p.mustBerth("services", "delete", "echo")
+		p.mustBerth("services", "delete", "echo", "--quiet")
 		// Its first revision has the name that the former one's had.
 		p.deploy(service("echo", image, fmt.Sprint("LIFE=", life+2)))
 		if a := p.get(url); a.status != 200 || instanceOf(t, a) == instanceOf(t, before) {
