@@ -20,7 +20,6 @@ type (
 	HTTPGetAction        = v1.HTTPGetAction
 	PodSpec              = v1.PodSpec
 	ResourceList         = v1.ResourceList
-	ResourceRequirements = v1.ResourceRequirements
 	LocalObjectReference = v1.LocalObjectReference
 	SecurityContext      = v1.SecurityContext
 )
@@ -36,6 +35,4 @@ const (
 
 	NamespaceActive      = v1.NamespaceActive
 	NamespaceTerminating = v1.NamespaceTerminating
-
-	SecretTypeDockerConfigJSON = v1.SecretTypeDockerConfigJson
 )

@@ -3,7 +3,6 @@ package serving
 import (
 	"fmt"
 	"reflect"
-	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -112,22 +111,6 @@ func FindKind(apiVersion, name string) (Kind, bool) {
 	for _, k := range Kinds {
 		if k.Name == name && k.APIVersion() == apiVersion {
 			return k, true
-		}
-	}
-	return Kind{}, false
-}
-
-// LookupKind returns the kind that a person names on a command line: plural, singular, short or with its group.
-func LookupKind(word string) (Kind, bool) {
-	word = strings.ToLower(word)
-	for _, k := range Kinds {
-		if word == k.Plural || word == k.Singular || word == k.String() {
-			return k, true
-		}
-		for _, s := range k.ShortNames {
-			if word == s {
-				return k, true
-			}
 		}
 	}
 	return Kind{}, false

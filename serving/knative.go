@@ -7,17 +7,12 @@ import (
 // The serving.knative.dev/v1 types under plain names.
 type (
 	Service              = v1.Service
-	ServiceSpec          = v1.ServiceSpec
-	ServiceStatus        = v1.ServiceStatus
 	Configuration        = v1.Configuration
-	ConfigurationSpec    = v1.ConfigurationSpec
-	ConfigurationStatus  = v1.ConfigurationStatus
 	Revision             = v1.Revision
 	RevisionSpec         = v1.RevisionSpec
 	RevisionStatus       = v1.RevisionStatus
 	RevisionTemplateSpec = v1.RevisionTemplateSpec
 	Route                = v1.Route
-	RouteSpec            = v1.RouteSpec
 	RouteStatus          = v1.RouteStatus
 	TrafficTarget        = v1.TrafficTarget
 	ContainerStatus      = v1.ContainerStatus
@@ -25,18 +20,14 @@ type (
 
 // Condition types of the objects, as Knative names them.
 const (
-	ServiceReady                = v1.ServiceConditionReady
-	ServiceRoutesReady          = v1.ServiceConditionRoutesReady
-	ServiceConfigurationsReady  = v1.ServiceConditionConfigurationsReady
-	ConfigurationReady          = v1.ConfigurationConditionReady
-	RevisionReady               = v1.RevisionConditionReady
-	RevisionResourcesAvailable  = v1.RevisionConditionResourcesAvailable
-	RevisionContainerHealthy    = v1.RevisionConditionContainerHealthy
-	RevisionActive              = v1.RevisionConditionActive
-	RouteReady                  = v1.RouteConditionReady
-	RouteAllTrafficAssigned     = v1.RouteConditionAllTrafficAssigned
-	RouteIngressReady           = v1.RouteConditionIngressReady
-	RouteCertificateProvisioned = v1.RouteConditionCertificateProvisioned
+	ServiceReady               = v1.ServiceConditionReady
+	ServiceRoutesReady         = v1.ServiceConditionRoutesReady
+	ServiceConfigurationsReady = v1.ServiceConditionConfigurationsReady
+	RevisionReady              = v1.RevisionConditionReady
+	RevisionResourcesAvailable = v1.RevisionConditionResourcesAvailable
+	RevisionContainerHealthy   = v1.RevisionConditionContainerHealthy
+	RouteAllTrafficAssigned    = v1.RouteConditionAllTrafficAssigned
+	RouteIngressReady          = v1.RouteConditionIngressReady
 )
 
 // DefaultUserPort is the port a container listens on unless it declares another (contract C10).
@@ -51,11 +42,10 @@ var (
 
 // Reasons of revision conditions, as Knative sets them.
 const (
-	ReasonContainerMissing         = v1.ReasonContainerMissing
-	ReasonResolvingDigests         = v1.ReasonResolvingDigests
-	ReasonDeploying                = v1.ReasonDeploying
-	ReasonProgressDeadlineExceeded = v1.ReasonProgressDeadlineExceeded
-	ReasonNotOwned                 = v1.ReasonNotOwned
+	ReasonContainerMissing = v1.ReasonContainerMissing
+	ReasonResolvingDigests = v1.ReasonResolvingDigests
+	ReasonDeploying        = v1.ReasonDeploying
+	ReasonNotOwned         = v1.ReasonNotOwned
 )
 
 // Values of LabelRoutingState.

@@ -13,30 +13,18 @@ const (
 	LabelService                 = serving.ServiceLabelKey
 	LabelConfiguration           = serving.ConfigurationLabelKey
 	LabelConfigurationGeneration = serving.ConfigurationGenerationLabelKey
-	LabelRevision                = serving.RevisionLabelKey
 	LabelRoute                   = serving.RouteLabelKey
 	LabelRoutingState            = serving.RoutingStateLabelKey
 	LabelServiceUID              = serving.ServiceUIDLabelKey
 	LabelConfigurationUID        = serving.ConfigurationUIDLabelKey
 
-	AnnotationRoutes               = serving.RoutesAnnotationKey
 	AnnotationRoutingStateModified = serving.RoutingStateModifiedAnnotationKey
 	AnnotationCreator              = serving.CreatorAnnotation
 	AnnotationLastModifier         = serving.UpdaterAnnotation
 	AnnotationProgressDeadline     = serving.ProgressDeadlineAnnotationKey
 
-	AnnotationMinScale              = autoscaling.MinScaleAnnotationKey
-	AnnotationMaxScale              = autoscaling.MaxScaleAnnotationKey
-	AnnotationInitialScale          = autoscaling.InitialScaleAnnotationKey
-	AnnotationActivationScale       = autoscaling.ActivationScaleKey
-	AnnotationScaleDownDelay        = autoscaling.ScaleDownDelayAnnotationKey
-	AnnotationScaleToZeroRetention  = autoscaling.ScaleToZeroPodRetentionPeriodKey
-	AnnotationMetric                = autoscaling.MetricAnnotationKey
-	AnnotationTarget                = autoscaling.TargetAnnotationKey
-	AnnotationTargetUtilization     = autoscaling.TargetUtilizationPercentageKey
-	AnnotationWindow                = autoscaling.WindowAnnotationKey
-	AnnotationPanicWindowPercent    = autoscaling.PanicWindowPercentageAnnotationKey
-	AnnotationPanicThresholdPercent = autoscaling.PanicThresholdPercentageAnnotationKey
+	AnnotationMinScale = autoscaling.MinScaleAnnotationKey
+	AnnotationMaxScale = autoscaling.MaxScaleAnnotationKey
 )
 
 // Berth's own annotations, where neither Knative nor Cloud Run has one.

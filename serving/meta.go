@@ -8,7 +8,6 @@ import (
 type (
 	Meta           = v1.Object
 	ObjectMeta     = v1.ObjectMeta
-	ListMeta       = v1.ListMeta
 	TypeMeta       = v1.TypeMeta
 	OwnerReference = v1.OwnerReference
 	Status         = v1.Status
