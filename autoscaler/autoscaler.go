@@ -99,15 +99,15 @@ func (a *Autoscaler) Apply(revision Revision) {
 	a.mail.post(func(ctx context.Context) { a.declare(ctx, f, revision) })
 }
 
-// Remove forgets a revision: requests that wait are told [ErrRemoved], and its instances drain and stop. It
-// returns when none is left, or with ctx's error when ctx ends first; they go on draining then.
-// Removing an unknown revision does nothing.
-func (a *Autoscaler) Remove(ctx context.Context, key Key) error {
+// Remove forgets a revision at once: what is applied under its key from now on is another one. Requests that wait
+// are told [ErrRemoved], and its instances drain and stop. wait returns when none is left, or with ctx's error when
+// ctx ends first; they go on draining then. Removing an unknown revision does nothing.
+func (a *Autoscaler) Remove(key Key) (wait func(ctx context.Context) error) {
 	a.mu.Lock()
 	f := a.fleets[key]
 	if f == nil {
 		a.mu.Unlock()
-		return nil
+		return func(context.Context) error { return nil }
 	}
 	delete(a.fleets, key)
 	a.leaving[f] = struct{}{}
@@ -118,13 +118,15 @@ func (a *Autoscaler) Remove(ctx context.Context, key Key) error {
 		a.retire(f, "the revision is removed")
 		a.change(f) // publishing finds that nothing is left of it, also where Close has retired it before
 	})
-	select {
-	case <-gone:
-		return nil
-	case <-a.closed: // nobody reads the event, and no instance is left
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for the instances of revision %q to stop: %w", key.Revision, ctx.Err())
+	return func(ctx context.Context) error {
+		select {
+		case <-gone:
+			return nil
+		case <-a.closed: // nobody reads the event, and no instance is left
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the instances of revision %q to stop: %w", key.Revision, ctx.Err())
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -128,7 +129,7 @@ func TestAutoscaler_MostRecentlyUsedRevisionsHavePreparedInstances(t *testing.T)
 		if diff := cmp.Diff([]int{1, 0, 1}, prepared()); diff != "" {
 			t.Errorf("after the first was used (-want +got):\n%s", diff)
 		}
-		if err := a.Remove(t.Context(), revisions[2].Key); err != nil {
+		if err := a.Remove(revisions[2].Key)(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		revisions = revisions[:2]
@@ -405,7 +406,7 @@ func TestAutoscaler_RemoveDuringAStartLeavesNothing(t *testing.T) {
 			a.Apply(r)
 			pool.set(2)
 			after(moment)
-			if err := a.Remove(t.Context(), r.Key); err != nil {
+			if err := a.Remove(r.Key)(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			if prepared, _, stopped := e.counts(); prepared != stopped {
@@ -436,7 +437,7 @@ func TestAutoscaler_RemoveGivesUpWaitingWithItsContext(t *testing.T) {
 		pool.hold()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := a.Remove(ctx, r.Key); !errors.Is(err, context.DeadlineExceeded) {
+		if err := a.Remove(r.Key)(ctx); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Remove: %v", err)
 		}
 		// The same name may be used again while the old instance drains.
@@ -529,7 +530,7 @@ func TestAutoscaler_NothingIsLeftWhateverHappens(t *testing.T) {
 				case 5:
 					removed, done := context.WithCancel(ctx)
 					done()
-					_ = a.Remove(removed, r.Key) // it goes on by itself
+					_ = a.Remove(r.Key)(removed) // it goes on by itself
 					if random.IntN(2) == 0 {
 						a.Apply(*r)
 					}
@@ -618,7 +619,7 @@ func TestAutoscaler_MetricsFollowTheInstances(t *testing.T) {
 		proof.Prove = true
 		a.Apply(proof) // no request waits for it: not a cold start
 		after(time.Second)
-		if err := a.Remove(t.Context(), proof.Key); err != nil {
+		if err := a.Remove(proof.Key)(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		a.Apply(r)
@@ -685,17 +686,48 @@ func TestAutoscaler_RemoveReturnsWhileCloseWaitsForOthersAndAfterIt(t *testing.T
 		began := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
-		if err := a.Remove(ctx, idle.Key); err != nil || time.Since(began) != 0 {
+		if err := a.Remove(idle.Key)(ctx); err != nil || time.Since(began) != 0 {
 			t.Errorf("removing a revision without instances: %v after %s, want nil at once", err, time.Since(began))
 		}
-		if err := a.Remove(ctx, busy.Key); err != nil || time.Since(began) != time.Minute {
+		if err := a.Remove(busy.Key)(ctx); err != nil || time.Since(began) != time.Minute {
 			t.Errorf("removing a revision whose instance stops: %v after %s, want nil after a minute", err, time.Since(began))
 		}
 		if err := <-closed; err != nil {
 			t.Errorf("Close: %v", err)
 		}
-		if err := a.Remove(ctx, late.Key); err != nil {
+		if err := a.Remove(late.Key)(ctx); err != nil {
 			t.Errorf("removing a revision after Close: %v", err)
+		}
+	})
+}
+
+func TestAutoscaler_ScalesInTheIdlestInstancesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		settings := DefaultSettings()
+		settings.Prepared = 0
+		e := &fakeEngine{}
+		a := running(t, e, settings)
+		r, pool := revision(t, a, "r", 1)
+		a.Apply(r)
+		pool.set(5)
+		synctest.Wait()
+		if len(e.starts) != 5 {
+			t.Fatalf("%d instances started, want 5", len(e.starts))
+		}
+		pool.mu.Lock()
+		pool.idlest = []engine.Instance{e.starts[1], e.starts[3], e.starts[0], e.starts[2], e.starts[4]}
+		pool.mu.Unlock()
+		pool.set(1) // two instances are for it
+		after(2 * time.Minute)
+		var left []string
+		for _, i := range a.Instances() {
+			left = append(left, i.ID)
+		}
+		want := []string{e.starts[2].id, e.starts[4].id}
+		slices.Sort(want)
+		slices.Sort(left)
+		if diff := cmp.Diff(want, left); diff != "" {
+			t.Errorf("instances left (-want +got):\n%s", diff)
 		}
 	})
 }

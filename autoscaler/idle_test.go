@@ -24,7 +24,8 @@ func (p *quietPool) Remove(engine.Instance) <-chan struct{} {
 	close(c)
 	return c
 }
-func (p *quietPool) Fail(error) {}
+func (p *quietPool) Idlest() engine.Instance { return nil }
+func (p *quietPool) Fail(error)              {}
 
 func (p *quietPool) Load() Load {
 	p.asked.Add(1)
@@ -184,7 +185,7 @@ func BenchmarkColdStart(b *testing.B) {
 		a.Wake(key)
 		<-added
 		b.StopTimer()
-		if err := a.Remove(context.Background(), key); err != nil {
+		if err := a.Remove(key)(context.Background()); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()

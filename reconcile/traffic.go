@@ -192,13 +192,15 @@ func (r *Reconciler) forget(ctx context.Context, k autoscaler.Key) {
 	}
 }
 
-// retire ends what a deleted revision has: requests in flight finish, then its instances end. r.mu is held.
+// retire ends what a deleted revision has: requests in flight finish, then its instances end. r.mu is held. The
+// autoscaler forgets it before retire returns, so that a revision made again under the name is not taken for it.
 func (r *Reconciler) retire(ctx context.Context, d *deployment) {
 	d.fetch.cancel()
-	ctx = context.WithoutCancel(ctx) // the autoscaler's own end bounds it
+	d.activator.Close(errors.New("the revision was deleted"))
+	wait := r.Autoscaler.Remove(d.key)
+	ctx = context.WithoutCancel(ctx) // the autoscaler's own end bounds the wait
 	r.fetches.Go(func() {
-		d.activator.Fail(errors.New("the revision was deleted"))
-		if err := r.Autoscaler.Remove(ctx, d.key); err != nil {
+		if err := wait(ctx); err != nil {
 			r.Logger.Warn("stopping the instances of a deleted revision", "revision", d.key.Revision, "error", err)
 		}
 		r.Gateway.Forget(d.activator)
