@@ -35,8 +35,9 @@ func (x *exchange) forwardHTTP1(m *member, upgrade string) error {
 	if err != nil {
 		return x.unreachable(err)
 	}
+	reused := c.used // another request may have the connection after this one
 	err = x.forwardOn(c, m, upgrade)
-	if c.used && !x.began && errors.Is(err, errUnanswered) && (isRepeatable(x.request) || errors.Is(err, errUnreachable)) {
+	if reused && !x.began && errors.Is(err, errUnanswered) && (isRepeatable(x.request) || errors.Is(err, errUnreachable)) {
 		// The instance may have closed it for its idleness, at the moment that the request was sent.
 		if fresh, dialErr := m.conns.dial(x.request.Context(), x.deadline()); dialErr == nil {
 			return x.forwardOn(fresh, m, upgrade)
