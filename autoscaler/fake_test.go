@@ -164,6 +164,7 @@ type fakePool struct {
 	concurrency int // requests that are there
 	rate        int // requests that arrive in a second
 	instances   map[engine.Instance]bool
+	idlest      []engine.Instance                 // see Idlest
 	draining    map[engine.Instance]chan struct{} // see hold
 	held        bool
 	failures    []error
@@ -263,6 +264,18 @@ func (p *fakePool) Remove(instance engine.Instance) <-chan struct{} {
 		close(ended)
 	}
 	return ended
+}
+
+// Idlest returns the first of those that the test calls idle, and that have not been removed.
+func (p *fakePool) Idlest() engine.Instance {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, i := range p.idlest {
+		if p.instances[i] {
+			return i
+		}
+	}
+	return nil
 }
 
 func (p *fakePool) Fail(err error) {

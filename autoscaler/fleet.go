@@ -3,6 +3,7 @@ package autoscaler
 import (
 	"container/list"
 	"context"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -271,14 +272,38 @@ func (a *Autoscaler) follow(f *fleet, in Input) {
 	}
 }
 
-// scaleIn takes the newest ready instances away: the older ones have their caches warm.
+// scaleIn takes n ready instances away, the idlest first: they drain at once, and the others have their caches warm.
 func (a *Autoscaler) scaleIn(f *fleet, n int) {
-	for i := len(f.members) - 1; i >= 0 && n > 0; i-- {
-		if m := f.members[i]; m.state == engine.Ready {
-			a.drain(f, m, "load no longer needs it")
-			n--
+	for range n {
+		m := f.holding(f.revision.Pool.Idlest())
+		if m == nil { // the pool knows of none that takes requests: the newest
+			m = f.newest(engine.Ready)
+		}
+		if m == nil {
+			return
+		}
+		a.drain(f, m, "load no longer needs it")
+	}
+}
+
+// holding returns the ready member of an instance, or nil.
+func (f *fleet) holding(instance engine.Instance) *member {
+	for _, m := range f.members {
+		if m.state == engine.Ready && m.instance == instance {
+			return m
 		}
 	}
+	return nil
+}
+
+// newest returns the member in a state that was made last, or nil.
+func (f *fleet) newest(state engine.State) *member {
+	for _, m := range slices.Backward(f.members) {
+		if m.state == state {
+			return m
+		}
+	}
+	return nil
 }
 
 // retire ends a fleet.

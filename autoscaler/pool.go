@@ -16,6 +16,10 @@ type Pool interface {
 	// request in flight on it has ended. Removing an unknown instance returns a closed channel.
 	Remove(instance engine.Instance) <-chan struct{}
 
+	// Idlest returns the instance that is missed least when it is removed: the one with the fewest requests in flight,
+	// and among equals the one used longest ago. It is nil when no instance takes requests.
+	Idlest() engine.Instance
+
 	// Fail answers every request that waits now with err: the revision has no instance and cannot start one.
 	Fail(err error)
 

@@ -284,6 +284,17 @@ func (a *Activator) Remove(instance engine.Instance) <-chan struct{} {
 	return m.drained
 }
 
+// Idlest returns the instance that scaling in should take: the one with the fewest requests in flight, and among
+// equals the one that was used longest ago. It is nil when no instance takes requests.
+func (a *Activator) Idlest() engine.Instance {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if m := a.balancer.idlest(); m != nil {
+		return m.instance
+	}
+	return nil
+}
+
 // Fail answers every request that waits now: the revision has no instance and cannot start one.
 func (a *Activator) Fail(err error) {
 	a.mu.Lock()

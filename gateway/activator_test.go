@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -232,16 +233,37 @@ func TestBalancer_AlwaysTakesAMemberWithTheFewestRequests(t *testing.T) {
 	for i := range 12 {
 		all = append(all, &member{id: fmt.Sprint(i)})
 	}
+	var used []*member // listed ones, used longest ago first: the order is kept here in the slow way
+	touch := func(m *member, listed bool) {
+		used = slices.DeleteFunc(used, func(other *member) bool { return other == m })
+		if listed {
+			used = append(used, m)
+		}
+	}
 	for step := range 100_000 {
+		var idlest *member
+		for _, m := range used {
+			if idlest == nil || m.inFlight < idlest.inFlight {
+				idlest = m
+			}
+		}
+		if got := b.idlest(); got != idlest {
+			t.Fatalf("step %d: the idlest is %+v, want %+v", step, got, idlest)
+		}
 		m := all[random.IntN(len(all))]
 		switch random.IntN(6) {
 		case 0:
+			if !m.linked {
+				touch(m, true)
+			}
 			b.add(m)
 		case 1:
 			b.remove(m)
+			touch(m, false)
 		case 2, 3:
 			if m.inFlight > 0 {
 				b.put(m)
+				touch(m, m.linked)
 			}
 		default:
 			fewest := concurrency
@@ -256,6 +278,8 @@ func TestBalancer_AlwaysTakesAMemberWithTheFewestRequests(t *testing.T) {
 				t.Fatalf("step %d: got member %s with %d requests, want none", step, got.id, got.inFlight)
 			case fewest < concurrency && (got == nil || !got.linked || got.inFlight != fewest+1):
 				t.Fatalf("step %d: got %+v, want a linked member that had %d", step, got, fewest)
+			case got != nil:
+				touch(got, true)
 			}
 		}
 	}
@@ -416,4 +440,27 @@ func TestActivator_ClosedFailsRequestsThatWaitAndThoseThatCome(t *testing.T) {
 			t.Errorf("load is %+v, want 3 requests of one second in all", load)
 		}
 	})
+}
+
+func TestActivator_TheIdlestInstanceIsTheOneThatWouldBeUsedLast(t *testing.T) {
+	a := NewActivator(testRevision())
+	if got := a.Idlest(); got != nil {
+		t.Errorf("without instances the idlest is %v", got)
+	}
+	one, two := idleInstance("one"), idleInstance("two")
+	a.Add(one)
+	a.Add(two)
+	m := mustClaim(t, a)
+	if got := a.Idlest(); got.ID() == m.id {
+		t.Errorf("the idlest is %s, which has a request", got.ID())
+	}
+	a.release(m, time.Now())
+	if got := a.Idlest(); got.ID() == m.id {
+		t.Errorf("the idlest is %s, which was used last", got.ID())
+	}
+	a.Remove(one)
+	a.Remove(two)
+	if got := a.Idlest(); got != nil {
+		t.Errorf("with all instances removed the idlest is %v", got)
+	}
 }

@@ -23,26 +23,29 @@ type member struct {
 // instances: their caches stay warm and the others become idle, which is what scaling in looks for.
 //
 // Choosing and returning take constant time, however many instances there are: levels[n] lists the instances
-// that have n requests in flight, and a request moves its instance one level up or down.
+// that have n requests in flight, last used first, and a request moves its instance one level up or down.
 //
 // Invariant: least is the lowest level with an instance when there is one.
 type balancer struct {
 	concurrency int // most requests in flight on one instance; 0 is unlimited
-	levels      []*member
+	levels      []level
 	least       int
 	size        int // instances in the lists
 }
+
+// level is a list of instances with equally many requests.
+type level struct{ first, last *member }
 
 // take adds a request to the best instance and returns it; nil when no instance has a free slot.
 func (b *balancer) take() *member {
 	if b.size == 0 || b.concurrency > 0 && b.least >= b.concurrency {
 		return nil
 	}
-	m := b.levels[b.least]
+	m := b.levels[b.least].first
 	b.unlink(m)
 	m.inFlight++
 	b.link(m)
-	if b.levels[b.least] == nil {
+	if b.levels[b.least].first == nil {
 		b.least++ // m is there now
 	}
 	return m
@@ -87,31 +90,45 @@ func (b *balancer) remove(m *member) {
 		b.least = 0
 		return
 	}
-	for b.levels[b.least] == nil {
+	for b.levels[b.least].first == nil {
 		b.least++
 	}
 }
 
+// idlest is the instance that is missed least: the one with the fewest requests in flight, and among equals the one
+// that was used longest ago, which take comes to last. It is nil when none is listed.
+func (b *balancer) idlest() *member {
+	if b.size == 0 {
+		return nil
+	}
+	return b.levels[b.least].last
+}
+
 func (b *balancer) link(m *member) {
 	for len(b.levels) <= m.inFlight {
-		b.levels = append(b.levels, nil)
+		b.levels = append(b.levels, level{})
 	}
-	first := b.levels[m.inFlight]
-	m.prev, m.next = nil, first
-	if first != nil {
-		first.prev = m
+	l := &b.levels[m.inFlight]
+	m.prev, m.next = nil, l.first
+	if l.first != nil {
+		l.first.prev = m
+	} else {
+		l.last = m
 	}
-	b.levels[m.inFlight] = m
+	l.first = m
 }
 
 func (b *balancer) unlink(m *member) {
+	l := &b.levels[m.inFlight]
 	if m.prev != nil {
 		m.prev.next = m.next
 	} else {
-		b.levels[m.inFlight] = m.next
+		l.first = m.next
 	}
 	if m.next != nil {
 		m.next.prev = m.prev
+	} else {
+		l.last = m.prev
 	}
 	m.prev, m.next = nil, nil
 }
