@@ -17,6 +17,8 @@ import (
 	"net/url"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/util/net"
+
 	"github.com/berth-run/berth/serving"
 )
 
@@ -30,12 +32,17 @@ type Config struct {
 	CA        []byte // PEM certificates to trust instead of the machine's; nil is the machine's
 	Insecure  bool   // do not verify the server's certificate
 	Namespace string // namespace of the kubeconfig's context; "" when it names none
+
+	// Warn is called with each warning that the server gives with a reply, also with one that says no: that a field
+	// has no effect, and the like. It is called by the goroutine that made the request. nil drops warnings.
+	Warn func(warning string)
 }
 
 // Client speaks to one server. It may be used concurrently.
 type Client struct {
 	server *url.URL
 	token  string
+	warn   func(string) // may be nil
 	http   *http.Client
 }
 
@@ -60,6 +67,7 @@ func New(config Config) (*Client, error) {
 	return &Client{
 		server: server,
 		token:  config.Token,
+		warn:   config.Warn,
 		http: &http.Client{Transport: &http.Transport{
 			TLSClientConfig:     tlsConfig,
 			ForceAttemptHTTP2:   true,
@@ -131,11 +139,26 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 		}
 		return nil, &UnreachableError{Server: c.Server(), Err: err}
 	}
+	c.passWarnings(reply.Header.Values("Warning"))
 	if reply.StatusCode/100 != 2 {
 		defer reply.Body.Close()
 		return nil, statusError(reply)
 	}
 	return reply, nil
+}
+
+// passWarnings tells what Kubernetes' servers warn of in Warning headers of code 299. Headers that are malformed, or
+// of caches on the way, are not for people.
+func (c *Client) passWarnings(headers []string) {
+	if c.warn == nil || len(headers) == 0 {
+		return
+	}
+	warnings, _ := net.ParseWarningHeaders(headers) // what could be parsed is all there is to say
+	for _, w := range warnings {
+		if w.Code == 299 && w.Text != "" {
+			c.warn(w.Text)
+		}
+	}
 }
 
 // call sends a request and decodes the reply into result, unless that is nil.

@@ -183,6 +183,46 @@ func TestClient_SaysWhatSomethingElseAnswered(t *testing.T) {
 	}
 }
 
+func TestClient_PassesTheServersWarningsOn(t *testing.T) {
+	var warnings []string
+	c, err := client.New(client.Config{Server: newServer(t).Server(), Token: token, Warn: func(w string) { warnings = append(warnings, w) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &serving.Service{ObjectMeta: serving.ObjectMeta{Name: "hello"}}
+	s.Spec.Template.Spec.Containers = []serving.Container{{
+		Image: "registry.example/hello", LivenessProbe: &serving.Probe{ProbeHandler: serving.ProbeHandler{TCPSocket: &serving.TCPSocketAction{}}},
+	}}
+	if _, err := c.Services("default").Create(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"spec.template.spec.containers[0].livenessProbe has no effect in this release of Berth"}
+	if diff := cmp.Diff(want, warnings); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestClient_PassesWarningsOfARefusalOnAndNoOtherHeaders(t *testing.T) {
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for _, header := range []string{`299 - "a \"quoted\" one"`, `110 cache "Response is Stale"`, `299`, `299 - "another"`} {
+			w.Header().Add("Warning", header)
+		}
+		w.WriteHeader(http.StatusBadRequest)
+	}))
+	defer web.Close()
+	var warnings []string
+	c, err := client.New(client.Config{Server: web.URL, Warn: func(w string) { warnings = append(warnings, w) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Services("default").Get(t.Context(), "hello"); err == nil {
+		t.Error("no error")
+	}
+	if diff := cmp.Diff([]string{`a "quoted" one`, "another"}, warnings); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestClient_SaysThatNobodyAnswers(t *testing.T) {
 	web := httptest.NewServer(nil)
 	web.Close()
