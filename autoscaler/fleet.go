@@ -249,7 +249,7 @@ func (a *Autoscaler) follow(f *fleet, in Input) {
 		return
 	}
 	if wait := f.backoff.until.Sub(in.Now); wait > 0 {
-		if in.Waiting > 0 && in.Ready+in.Starting == 0 {
+		if in.Waiting > 0 && in.Ready+in.Starting == 0 && !(f.proven && f.backoff.brief()) {
 			f.revision.Pool.Fail(f.failure)
 		}
 		if f.retry == nil {
@@ -337,12 +337,17 @@ func (a *Autoscaler) retire(f *fleet, reason string) {
 
 // backoff keeps a revision that does not start, or ends soon after, from being started over and over.
 type backoff struct {
-	failures int       // in a row
-	until    time.Time // no start before
+	failures int           // in a row
+	until    time.Time     // no start before
+	lost     time.Duration // what the row has cost so far: starts that failed, and the delays after each failure
 }
 
 // active tells whether no start may begin now.
 func (b *backoff) active() bool { return time.Now().Before(b.until) }
+
+// brief tells whether the row is so short yet that requests for a revision that has been ready had better wait: it
+// may soon be again. Requests for one that never was are told at once what is wrong with it.
+func (b *backoff) brief() bool { return b.lost <= backoffBrief }
 
 const (
 	backoffFirst = time.Second
@@ -350,6 +355,8 @@ const (
 	// backoffSteady is how long an instance must have been ready for its end not to count as a failure. It is short:
 	// a request now and then that ends the program must not keep the service down.
 	backoffSteady = 10 * time.Second
+	// backoffBrief is about how long requests are kept waiting in all while a revision does not come up again.
+	backoffBrief = 10 * time.Second
 )
 
 // startFailed counts a start that began at claimed and failed now. Starts that were under way when another
@@ -359,7 +366,8 @@ func (b *backoff) startFailed(claimed, now time.Time) {
 		return
 	}
 	b.failures++
-	b.until = now.Add(backoffDelay(b.failures))
+	b.delay(now, backoffDelay(b.failures))
+	b.lost += now.Sub(claimed)
 }
 
 // exited counts an instance that ended by itself at now, having been ready since. The first time it is replaced
@@ -370,7 +378,12 @@ func (b *backoff) exited(since, now time.Time) {
 		return
 	}
 	b.failures++
-	b.until = now.Add(backoffDelay(b.failures - 1))
+	b.delay(now, backoffDelay(b.failures-1))
+}
+
+func (b *backoff) delay(now time.Time, by time.Duration) {
+	b.until = now.Add(by)
+	b.lost += by
 }
 
 func backoffDelay(failures int) time.Duration {
