@@ -140,7 +140,7 @@ func registryError(doing, image, registry string, anonymous bool, err error) err
 	var host *net.DNSError
 	var address *url.Error
 	if errors.As(err, &connection) || errors.As(err, &host) || errors.As(err, &address) ||
-		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.ErrUnexpectedEOF) {
+		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errStalled) {
 		return &UnreachableError{Image: image, Registry: registry, Err: err}
 	}
 	return fmt.Errorf("%s image %q: %w", doing, image, err)

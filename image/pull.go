@@ -19,6 +19,7 @@ import (
 const (
 	layerAttempts  = 3                      // how often a layer is downloaded when the connection breaks
 	firstPause     = 500 * time.Millisecond // before the second attempt; doubled before each further one
+	stallTimeout   = 30 * time.Second       // how long a registry may send nothing
 	reportInterval = 100 * time.Millisecond // how often progress is reported, at most
 )
 
@@ -47,15 +48,14 @@ func (s *Store) Pull(ctx context.Context, digestRef string, credentials Credenti
 	registry, anonymous := ref.Context().RegistryStr(), false
 	var from source = s.pushes.source(ref.Context().RepositoryStr())
 	if registry != LocalRegistry {
-		var remote remoteSource
-		remote.repo = ref.Context()
+		remote := remoteSource{repo: ref.Context(), patience: s.patience}
 		remote.puller, anonymous, err = s.puller(ref, credentials)
 		if err != nil {
 			return nil, err
 		}
 		from = remote
 	}
-	p := &pull{store: s, from: from, ref: digestRef}
+	p := &pull{store: s, from: from, ref: digestRef, slots: s.slotsFor(registry)}
 	image, err := p.run(ctx, ref.DigestStr(), report)
 	switch {
 	case err == nil:
@@ -96,11 +96,25 @@ func (s *Store) forget(digest, dir string) {
 	}
 }
 
+// slotsFor is what a layer of a registry takes a place in while it is downloaded. Each registry has slots of its
+// own, so that one that stalls holds up nothing but what comes from there.
+func (s *Store) slotsFor(registry string) chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	slots := s.slots[registry]
+	if slots == nil {
+		slots = make(chan struct{}, parallelLayers)
+		s.slots[registry] = slots
+	}
+	return slots
+}
+
 // pull is one call of Pull.
 type pull struct {
 	store *Store
 	from  source
 	ref   string
+	slots chan struct{} // shared by the pulls from one registry
 
 	mu      sync.Mutex
 	flights []*flight // guarded by mu; those this pull leads or waits for, one for each missing layer
@@ -130,6 +144,7 @@ func (p *pull) run(ctx context.Context, digest string, report func(complete, tot
 
 	stop := p.reporting(total, report)
 	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(parallelLayers) // an image of many layers does not queue before the others with all of them
 	var mu sync.Mutex
 	for id, from := range missing {
 		group.Go(func() error {
@@ -222,16 +237,16 @@ func (s *Store) land(f *flight, id string, l *layer, err error) {
 // fetch downloads and unpacks a layer, again when the connection breaks.
 func (p *pull) fetch(ctx context.Context, f *flight, diffID string, d v1.Descriptor) (*layer, error) {
 	s := p.store
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 	pause := s.pause
 	for attempt := 1; ; attempt++ {
 		f.read.Store(0)
+		select {
+		case p.slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 		l, again, err := p.unpackLayer(ctx, f, diffID, d)
+		<-p.slots // a pull that waits is next, before this layer's next attempt
 		if err == nil || !again || attempt == layerAttempts || ctx.Err() != nil {
 			return l, err
 		}
@@ -250,7 +265,7 @@ func (p *pull) unpackLayer(ctx context.Context, f *flight, diffID string, d v1.D
 	s := p.store
 	blob, err := p.from.blob(ctx, d.Digest.String())
 	if err != nil {
-		return nil, false, err
+		return nil, errors.Is(err, errStalled), fmt.Errorf("downloading layer %s: %w", d.Digest, err)
 	}
 	defer blob.Close()
 	work, err := os.MkdirTemp(s.tmp(), "layer-")

@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1"
@@ -34,12 +36,21 @@ type source interface {
 
 // remoteSource reads one repository of a registry.
 type remoteSource struct {
-	puller *remote.Puller
-	repo   name.Repository
+	puller   *remote.Puller
+	repo     name.Repository
+	patience time.Duration // how long the registry may send nothing
 }
 
+// errStalled: a registry keeps a connection and sends nothing on it.
+var errStalled = errors.New("the registry sent nothing")
+
 func (r remoteSource) manifest(ctx context.Context, digest string) ([]byte, error) {
-	got, err := r.puller.Get(ctx, r.repo.Digest(digest))
+	limited, cancel := context.WithTimeout(ctx, r.patience)
+	defer cancel()
+	got, err := r.puller.Get(limited, r.repo.Digest(digest))
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		return nil, fmt.Errorf("reading the manifest: %w for %s", errStalled, r.patience)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -47,11 +58,59 @@ func (r remoteSource) manifest(ctx context.Context, digest string) ([]byte, erro
 }
 
 func (r remoteSource) blob(ctx context.Context, digest string) (io.ReadCloser, error) {
-	blob, err := r.puller.Layer(ctx, r.repo.Digest(digest))
-	if err != nil {
-		return nil, err
+	ctx, cancel := context.WithCancel(ctx)
+	b := newPatientBlob(cancel, r.patience)
+	defer b.timer.Stop()
+	found, err := r.puller.Layer(ctx, r.repo.Digest(digest))
+	if err == nil {
+		b.from, err = found.Compressed()
 	}
-	return blob.Compressed()
+	if err != nil {
+		cancel()
+		return nil, b.explain(err)
+	}
+	return b, nil
+}
+
+// patientBlob is a blob whose reading fails when nothing comes for too long.
+type patientBlob struct {
+	from     io.ReadCloser
+	cancel   context.CancelFunc // ends the request
+	timer    *time.Timer        // cancels; it runs while a read waits, not while what came is unpacked
+	patience time.Duration
+	stalled  atomic.Bool // the timer has cancelled
+}
+
+// newPatientBlob begins to wait for a request that cancel ends.
+func newPatientBlob(cancel context.CancelFunc, patience time.Duration) *patientBlob {
+	b := &patientBlob{cancel: cancel, patience: patience}
+	b.timer = time.AfterFunc(patience, func() {
+		b.stalled.Store(true)
+		cancel()
+	})
+	return b
+}
+
+// Read implements io.Reader.
+func (b *patientBlob) Read(p []byte) (int, error) {
+	b.timer.Reset(b.patience)
+	defer b.timer.Stop()
+	n, err := b.from.Read(p)
+	return n, b.explain(err)
+}
+
+// Close implements io.Closer.
+func (b *patientBlob) Close() error {
+	b.cancel()
+	return b.from.Close()
+}
+
+// explain says that a request was given up, where the error says that it was cancelled.
+func (b *patientBlob) explain(err error) error {
+	if err == nil || err == io.EOF || !b.stalled.Load() {
+		return err
+	}
+	return fmt.Errorf("%w for %s", errStalled, b.patience)
 }
 
 // description is what must be known of an image before its layers are read.

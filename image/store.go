@@ -38,18 +38,19 @@ type Options struct {
 // when the store opens. An entry appears under its final name by a rename, after its bytes are on disk, so that
 // whatever has a name is whole.
 type Store struct {
-	dir     string
-	options Options
-	logger  *slog.Logger
-	lock    *os.File
-	slots   chan struct{} // bounds the layers that are unpacked at the same time
-	pause   time.Duration // before a layer is downloaded a second time
-	pushes  registry
+	dir      string
+	options  Options
+	logger   *slog.Logger
+	lock     *os.File
+	pause    time.Duration // before a layer is downloaded a second time
+	patience time.Duration // with a registry that sends nothing
+	pushes   registry
 
 	mu      sync.RWMutex
-	images  map[string]*entry  // guarded by mu; by digest
-	layers  map[string]*layer  // guarded by mu; by diff ID
-	flights map[string]*flight // guarded by mu; by diff ID
+	slots   map[string]chan struct{} // guarded by mu; by registry: bounds the layers that are unpacked at the same time
+	images  map[string]*entry        // guarded by mu; by digest
+	layers  map[string]*layer        // guarded by mu; by diff ID
+	flights map[string]*flight       // guarded by mu; by diff ID
 }
 
 // entry is an image and when it was last asked for.
@@ -77,7 +78,8 @@ type record struct {
 	Config Config   `json:"config"`
 }
 
-// parallelLayers is how many layers are downloaded and unpacked at the same time.
+// parallelLayers is how many layers of one registry are downloaded and unpacked at the same time, by one pull and
+// by all together.
 const parallelLayers = 4
 
 // Open opens the store in dir, making it when it is not there. A store is open once at a time; a second Open
@@ -89,14 +91,15 @@ func Open(dir string, options Options) (*Store, error) {
 	}
 	options.Limits = options.Limits.orDefault()
 	s := &Store{
-		dir:     dir,
-		options: options,
-		logger:  options.Logger,
-		slots:   make(chan struct{}, parallelLayers),
-		pause:   firstPause,
-		images:  map[string]*entry{},
-		layers:  map[string]*layer{},
-		flights: map[string]*flight{},
+		dir:      dir,
+		options:  options,
+		logger:   options.Logger,
+		pause:    firstPause,
+		patience: stallTimeout,
+		slots:    map[string]chan struct{}{},
+		images:   map[string]*entry{},
+		layers:   map[string]*layer{},
+		flights:  map[string]*flight{},
 	}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
