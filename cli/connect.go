@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -63,11 +64,26 @@ func (p *program) connect(c *cobra.Command) (*client.Client, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
+	config.Warn = p.newWarn()
 	berth, err := client.New(config)
 	if err != nil {
 		return nil, "", err
 	}
 	return berth, config.Namespace, nil
+}
+
+// newWarn prints the server's warnings on stderr, each once: a write that is tried again is warned of again.
+func (p *program) newWarn() func(string) {
+	var mu sync.Mutex
+	known := map[string]bool{}
+	return func(warning string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !known[warning] {
+			known[warning] = true
+			p.newProgress().line("warning: " + warning)
+		}
+	}
 }
 
 // resolve puts flags and kubeconfig together. A token from a kubeconfig that nobody named is sent only to that

@@ -49,6 +49,14 @@ func (s *progress) show(step, text string) {
 	s.drawn = true
 }
 
+// line writes a whole line that stays, in place of a terminal's line of progress, which comes back when it changes.
+func (s *progress) line(text string) {
+	if s.width > 0 {
+		text = "\r\x1b[K" + text
+	}
+	fmt.Fprintln(s.out, text)
+}
+
 // end empties the terminal's line, so that what follows starts on it.
 func (s *progress) end() {
 	if s.drawn {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -16,10 +17,7 @@ func (p *program) revisionsCommand() *cobra.Command {
 		Use: "revisions", Aliases: []string{"revision", "rev"},
 		Short: "List, describe and delete revisions of services",
 	})
-	c.AddCommand(p.revisionsListCommand(), p.revisionsDescribeCommand(),
-		deleteCommand(p, "revisions", func(berth *client.Client, namespace string) client.Resource[*serving.Revision] {
-			return berth.Revisions(namespace)
-		}, p.completeRevisions))
+	c.AddCommand(p.revisionsListCommand(), p.revisionsDescribeCommand(), p.revisionsDeleteCommand())
 	return c
 }
 
@@ -45,9 +43,7 @@ func (p *program) revisionsListCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		slices.SortStableFunc(revisions, func(a, b *serving.Revision) int {
-			return b.CreationTimestamp.Compare(a.CreationTimestamp.Time)
-		})
+		slices.SortFunc(revisions, newestFirst)
 		if format != "" {
 			return printObjects(p.stdout, format, revisions)
 		}
@@ -69,6 +65,20 @@ func (p *program) revisionsListCommand() *cobra.Command {
 		return t.end()
 	}
 	return c
+}
+
+// newestFirst orders revisions. Times of creation are in whole seconds: within one, generations tell.
+func newestFirst(a, b *serving.Revision) int {
+	generation := func(revision *serving.Revision) int64 {
+		n, _ := strconv.ParseInt(revision.Labels[serving.LabelConfigurationGeneration], 10, 64) // 0 for one that has none
+		return n
+	}
+	return cmp.Or(
+		b.CreationTimestamp.Compare(a.CreationTimestamp.Time),
+		cmp.Compare(generation(b), generation(a)),
+		cmp.Compare(a.Namespace, b.Namespace),
+		cmp.Compare(b.Name, a.Name),
+	)
 }
 
 // currentShare is the traffic that a revision has now, "" for none, and its tags.

@@ -1,11 +1,7 @@
 package cli
 
 import (
-	"bufio"
-	"context"
-	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -86,82 +82,6 @@ func (p *program) servicesDescribeCommand() *cobra.Command {
 		return describeService(p.stdout, service)
 	}
 	return c
-}
-
-func (p *program) servicesDeleteCommand() *cobra.Command {
-	return deleteCommand(p, "services", func(berth *client.Client, namespace string) client.Resource[*serving.Service] {
-		return berth.Services(namespace)
-	}, p.completeServices)
-}
-
-// deleteCommand deletes objects of one kind by name, and waits until they are gone.
-func deleteCommand[T serving.Object](p *program, plural string, objects func(*client.Client, string) client.Resource[T], complete cobra.CompletionFunc) *cobra.Command {
-	var quiet, async bool
-	singular := strings.TrimSuffix(plural, "s")
-	c := p.connected(&cobra.Command{
-		Use: "delete NAME…", Aliases: []string{"rm"}, Short: fmt.Sprintf("Delete %s and wait until they are gone", plural),
-		Args: arguments(1, 1000, "the NAME of a "+singular), ValidArgsFunction: complete,
-	})
-	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not ask")
-	c.Flags().BoolVar(&async, "async", false, "do not wait until they are gone")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		berth, namespace, err := p.connect(c)
-		if err != nil {
-			return err
-		}
-		what := fmt.Sprintf("%s %s in namespace %s", singular, strings.Join(args, ", "), namespace)
-		if !quiet && terminal(p.stdin) {
-			if yes, err := p.confirm(c.Context(), "Delete "+what+"?"); err != nil || !yes {
-				return err
-			}
-		}
-		resource := objects(berth, namespace)
-		// One that cannot be deleted does not keep the others.
-		var mistakes []error
-		var started []string
-		for _, name := range args {
-			if err := resource.Delete(c.Context(), name, serving.DeleteOptions{}); err != nil {
-				mistakes = append(mistakes, err)
-				continue
-			}
-			started = append(started, name)
-		}
-		for _, name := range started {
-			if async {
-				fmt.Fprintf(p.stdout, "Deleting %s %s.\n", singular, name)
-				continue
-			}
-			if err := awaitGone(c.Context(), resource, name); err != nil {
-				mistakes = append(mistakes, fmt.Errorf("waiting until %s %q is gone: %w", singular, name, err))
-				continue
-			}
-			fmt.Fprintf(p.stdout, "Deleted %s %s.\n", singular, name)
-		}
-		return errors.Join(mistakes...)
-	}
-	return c
-}
-
-// confirm asks a question whose answer is no unless one types yes.
-func (p *program) confirm(ctx context.Context, question string) (bool, error) {
-	fmt.Fprintf(p.stderr, "%s [y/N] ", question)
-	answers := make(chan string, 1)
-	go func() { // ends with the process: reading a terminal cannot be given up
-		line, _ := bufio.NewReader(p.stdin).ReadString('\n')
-		answers <- line
-	}()
-	select {
-	case <-ctx.Done():
-		fmt.Fprintln(p.stderr)
-		return false, context.Cause(ctx)
-	case answer := <-answers:
-		answer = strings.ToLower(strings.TrimSpace(answer))
-		if answer == "y" || answer == "yes" {
-			return true, nil
-		}
-		fmt.Fprintln(p.stderr, "Nothing was deleted.")
-		return false, nil
-	}
 }
 
 // scope is the namespace of a list: "" is all.
