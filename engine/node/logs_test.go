@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -68,6 +69,68 @@ func TestLogs_KeepLinesAcrossRestartsAndCutTheLong(t *testing.T) {
 	want := []string{"one", "", "  two spaces ", "no newline", long[:maxLine], long[maxLine:], "after"}
 	if diff := cmp.Diff(want, texts(t, testLogs(t, dir), engine.LogQuery{})); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestLogs_HaveStdoutBeforeTheStderrThatCameAfter(t *testing.T) {
+	l := testLogs(t, t.TempDir())
+	o, stdout, stderr, err := l.open("hello-00001-aaaaa", logSpec, os.Getuid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const count = 3000
+	for i := range count {
+		for _, end := range []*os.File{stdout, stderr} {
+			if _, err := fmt.Fprintf(end, "%d\n", i); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := stdout.WriteString("no newline"); err != nil {
+		t.Fatal(err)
+	}
+	stdout.Close()
+	stderr.Close()
+	o.readers.Wait()
+	o.close()
+	next := map[string]int{}
+	err = l.query(t.Context(), engine.LogQuery{}, func(line engine.LogLine) error {
+		if line.Text == "no newline" {
+			next["end"]++
+			return nil
+		}
+		if line.Text != fmt.Sprint(next[line.Stream]) {
+			return fmt.Errorf("%s has %q after %d lines", line.Stream, line.Text, next[line.Stream])
+		}
+		next[line.Stream]++
+		if next["stderr"] > next["stdout"] {
+			return fmt.Errorf("line %s of stderr is before that of stdout", line.Text)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if next["stdout"] != count || next["stderr"] != count || next["end"] != 1 {
+		t.Errorf("lines are missing: %v", next)
+	}
+}
+
+func TestLogs_StopReadingWhenClosed(t *testing.T) {
+	l := testLogs(t, t.TempDir())
+	o, stdout, stderr, err := l.open("hello-00001-aaaaa", logSpec, os.Getuid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdout.Close()
+	defer stderr.Close()
+	if _, err := stderr.WriteString("held open"); err != nil {
+		t.Fatal(err)
+	}
+	o.drain(time.Millisecond) // it does not wait for those who hold the pipes
+	o.close()
+	if _, err := stdout.WriteString("more\n"); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("writing to a closed output: %v", err)
 	}
 }
 

@@ -2,8 +2,10 @@ package node
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,74 +27,200 @@ const (
 
 // output reads what one container writes to stdout and stderr, into its revision's log. Reading stops while the
 // log is written: a container that writes faster than the disk waits, nobody else does.
+//
+// One reader takes both streams, so that their lines come in the order in which they were written as far as the
+// kernel tells it. What is written to stdout and then to stderr is never the other way round; what is written to
+// stderr and then to stdout is, if the reader did not come between.
 type output struct {
 	instance string
 	log      *revisionLog
-	pipes    []*os.File // our ends
+	ready    *os.File // an epoll that has the streams' pipes, in the poller: waiting holds no thread
+	streams  []*stream
 	readers  sync.WaitGroup
 
 	mu    sync.Mutex
 	lines []string // the last keptLines
 }
 
+// stream is stdout or stderr. Only its output's reader uses it, once that runs.
+type stream struct {
+	name   string
+	pipe   int // our end; -1 once it is closed
+	buffer []byte
+	used   int // of buffer: the beginning of a line
+}
+
 // open makes the output of an instance. The two files are the container's ends, which the caller closes.
 // uid is who must be able to open them by name, as /dev/stdout.
 func (l *logs) open(id string, spec engine.Spec, uid int) (o *output, stdout, stderr *os.File, err error) {
-	o = &output{instance: id, log: l.use(logName{spec.Namespace, spec.Service, spec.Revision})}
+	o = &output{instance: id}
 	var ends []*os.File
-	for _, stream := range []string{"stdout", "stderr"} {
-		var fds [2]int
-		if err = unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-			err = fmt.Errorf("making a pipe for %s: %w", stream, err)
-			break
+	if err = o.openReady(); err == nil {
+		for _, name := range []string{"stdout", "stderr"} {
+			var end *os.File
+			if end, err = o.openStream(name, uid); err != nil {
+				err = fmt.Errorf("making a pipe for %s: %w", name, err)
+				break
+			}
+			ends = append(ends, end)
 		}
-		ends = append(ends, os.NewFile(uintptr(fds[1]), stream))
-		if err = unix.SetNonblock(fds[0], true); err == nil {
-			err = unix.Fchown(fds[1], uid, -1)
-		}
-		read := os.NewFile(uintptr(fds[0]), stream)
-		o.pipes = append(o.pipes, read)
-		if err != nil {
-			err = fmt.Errorf("setting up the pipe for %s: %w", stream, err)
-			break
-		}
-		o.readers.Go(func() { o.read(read, stream) })
 	}
 	if err != nil {
 		for _, end := range ends {
 			end.Close()
 		}
-		o.close()
+		for _, s := range o.streams {
+			s.close()
+		}
+		if o.ready != nil {
+			o.ready.Close()
+		}
 		return nil, nil, nil, err
 	}
+	o.log = l.use(logName{spec.Namespace, spec.Service, spec.Revision})
+	o.readers.Go(o.read)
 	return o, ends[0], ends[1], nil
 }
 
-// read reads lines until the last process that could write has ended.
-func (o *output) read(pipe *os.File, stream string) {
-	buffer := make([]byte, firstBuffer)
-	used := 0
-	for {
-		n, err := pipe.Read(buffer[used:])
-		used += n
-		whole := bytes.LastIndexByte(buffer[:used], '\n') + 1
+func (o *output) openReady() error {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err == nil {
+		if err = unix.SetNonblock(fd, true); err != nil { // for os.NewFile
+			unix.Close(fd)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("watching a container's output: %w", err)
+	}
+	o.ready = os.NewFile(uintptr(fd), "output of "+o.instance)
+	return nil
+}
+
+// openStream makes a pipe and returns the container's end.
+func (o *output) openStream(name string, uid int) (*os.File, error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, err
+	}
+	s := &stream{name: name, pipe: fds[0], buffer: make([]byte, firstBuffer)}
+	end := os.NewFile(uintptr(fds[1]), name)
+	err := errors.Join(unix.SetNonblock(s.pipe, true), unix.Fchown(fds[1], uid, -1), o.watch(s.pipe))
+	if err != nil {
+		end.Close()
+		s.close()
+		return nil, err
+	}
+	o.streams = append(o.streams, s)
+	return end, nil
+}
+
+// watch has ready tell when a pipe can be read from.
+func (o *output) watch(pipe int) error {
+	ready, err := o.ready.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var added error
+	err = ready.Control(func(fd uintptr) {
+		added = unix.EpollCtl(int(fd), unix.EPOLL_CTL_ADD, pipe, &unix.EpollEvent{Events: unix.EPOLLIN})
+	})
+	return errors.Join(err, added)
+}
+
+// read reads lines until the last process that could write has ended, or until close.
+func (o *output) read() {
+	defer func() {
+		for _, s := range o.streams {
+			s.finish(o)
+		}
+	}()
+	ready, err := o.ready.SyscallConn()
+	for err == nil && slices.ContainsFunc(o.streams, (*stream).open) {
+		err = ready.Read(func(fd uintptr) bool {
+			var events [2]unix.EpollEvent
+			n, waitErr := unix.EpollWait(int(fd), events[:], 0)
+			return n > 0 || waitErr != nil && waitErr != unix.EINTR
+		})
+		if err == nil {
+			o.readReady()
+		}
+	}
+}
+
+// readReady reads what both pipes hold. The second is asked first how much that is: whatever was written to the first
+// before those bytes is in it by the time that it is asked.
+func (o *output) readReady() {
+	waiting := make([]int, len(o.streams))
+	for i := len(o.streams) - 1; i >= 0; i-- {
+		waiting[i] = o.streams[i].waiting()
+	}
+	for i, s := range o.streams {
+		s.read(o, waiting[i])
+	}
+}
+
+func (s *stream) open() bool { return s.pipe >= 0 }
+
+// waiting is how many bytes can be read, or one when there is only an end to be found.
+func (s *stream) waiting() int {
+	if !s.open() {
+		return 0
+	}
+	if n, err := unix.IoctlGetInt(s.pipe, unix.TIOCINQ); err != nil || n > 0 {
+		return max(n, 1)
+	}
+	poll := []unix.PollFd{{Fd: int32(s.pipe)}} // an end is told without asking
+	if n, err := unix.Poll(poll, 0); err == nil && n > 0 {
+		return 1
+	}
+	return 0
+}
+
+// read reads count bytes, and writes the whole lines that there are.
+func (s *stream) read(o *output, count int) {
+	for count > 0 {
+		n, err := unix.Read(s.pipe, s.buffer[s.used:min(len(s.buffer), s.used+count)])
 		switch {
-		case err != nil, whole == 0 && used == maxLine:
-			whole = used
-		}
-		if whole > 0 {
-			o.take(stream, buffer[:whole])
-		}
-		full := used == len(buffer)
-		used = copy(buffer, buffer[whole:used])
-		if full && len(buffer) < maxLine {
-			larger := make([]byte, 2*len(buffer))
-			copy(larger, buffer[:used])
-			buffer = larger
-		}
-		if err != nil {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return
+		case err != nil || n == 0: // nobody can write any more
+			s.finish(o)
 			return
 		}
+		s.used += n
+		count -= n
+		whole := bytes.LastIndexByte(s.buffer[:s.used], '\n') + 1
+		if whole == 0 && s.used == maxLine {
+			whole = s.used
+		}
+		if whole > 0 {
+			o.take(s.name, s.buffer[:whole])
+		}
+		full := s.used == len(s.buffer)
+		s.used = copy(s.buffer, s.buffer[whole:s.used])
+		if full && len(s.buffer) < maxLine {
+			larger := make([]byte, 2*len(s.buffer))
+			copy(larger, s.buffer[:s.used])
+			s.buffer = larger
+		}
+	}
+}
+
+// finish writes what is left, a line that lacks its newline, and closes the pipe.
+func (s *stream) finish(o *output) {
+	if s.used > 0 {
+		o.take(s.name, s.buffer[:s.used])
+		s.used = 0
+	}
+	s.close()
+}
+
+func (s *stream) close() {
+	if s.open() {
+		unix.Close(s.pipe)
+		s.pipe = -1
 	}
 }
 
@@ -131,17 +259,13 @@ func (o *output) lastLines() []string {
 // drain waits until everything that the container wrote is read. It has ended, so that takes no time unless
 // something else holds the pipes.
 func (o *output) drain(patience time.Duration) {
-	for _, pipe := range o.pipes {
-		_ = pipe.SetReadDeadline(deadlineIn(patience))
-	}
+	_ = o.ready.SetReadDeadline(deadlineIn(patience))
 	o.readers.Wait()
 }
 
 // close gives the output back.
 func (o *output) close() {
-	for _, pipe := range o.pipes {
-		pipe.Close()
-	}
+	o.ready.Close()
 	o.readers.Wait()
 	o.log.logs.done(o.log)
 }
