@@ -24,6 +24,8 @@ type connection struct {
 	kubeconfig, stateDir, server, tokenFile, namespace string
 	// used is the kubeconfig that was read, for messages.
 	used string
+	// given is those of the flags that are on the command line, as they would be given again.
+	given string
 }
 
 // connected gives a command the connection flags. Each has an environment variable, which the flag wins over.
@@ -60,6 +62,12 @@ func (p *program) connect(c *cobra.Command) (*client.Client, string, error) {
 	if err := environment(c, "namespace", "kubeconfig", "state-dir", "server", "token-file"); err != nil {
 		return nil, "", err
 	}
+	p.connection.given = ""
+	for _, name := range []string{"namespace", "kubeconfig", "state-dir", "server", "token-file"} {
+		if flag := c.Flags().Lookup(name); flag != nil && flag.Changed {
+			p.connection.given += " --" + name + " " + shellWord(flag.Value.String())
+		}
+	}
 	config, err := p.connection.resolve()
 	if err != nil {
 		return nil, "", err
@@ -84,6 +92,11 @@ func (p *program) newWarn() func(string) {
 			p.newProgress().line("warning: " + warning)
 		}
 	}
+}
+
+// command is a command for the user to give next, to the same server and namespace: "services describe web".
+func (p *program) command(format string, args ...any) string {
+	return "berth " + fmt.Sprintf(format, args...) + p.connection.given
 }
 
 // resolve puts flags and kubeconfig together. A token from a kubeconfig that nobody named is sent only to that
