@@ -158,7 +158,7 @@ func (p *program) checkUnused(ctx context.Context, berth *client.Client, namespa
 		return nil
 	}
 	var reasons, remedies []string
-	update := "berth services update-traffic " + service.Name
+	update := func(flag string) string { return p.command("services update-traffic %s %s", service.Name, flag) }
 	if percent > 0 {
 		reasons = append(reasons, fmt.Sprintf("has %d percent of the traffic", percent))
 		other, err := otherReady(ctx, berth, service, name)
@@ -166,17 +166,17 @@ func (p *program) checkUnused(ctx context.Context, berth *client.Client, namespa
 		case err != nil:
 			return err
 		case service.Status.LatestReadyRevisionName != name:
-			remedies = append(remedies, update+" --to-latest")
+			remedies = append(remedies, update("--to-latest"))
 		case other != "":
-			remedies = append(remedies, update+" --to-revisions "+other+"=100")
+			remedies = append(remedies, update("--to-revisions "+other+"=100"))
 		default:
-			return fmt.Errorf("revision %q is the only one of service %q that can take requests; to delete both give: berth services delete %s",
-				name, service.Name, service.Name)
+			return fmt.Errorf("revision %q is the only one of service %q that can take requests; to delete both give: %s",
+				name, service.Name, p.command("services delete %s", service.Name))
 		}
 	}
 	if len(tags) > 0 {
 		reasons = append(reasons, "has the tag "+strings.Join(tags, ", "))
-		remedies = append(remedies, update+" --remove-tags "+strings.Join(tags, ","))
+		remedies = append(remedies, update("--remove-tags "+strings.Join(tags, ",")))
 	}
 	return fmt.Errorf("revision %q %s of service %q, which would fail without it; first give: %s",
 		name, strings.Join(reasons, " and "), service.Name, strings.Join(remedies, " and "))

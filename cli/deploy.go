@@ -239,7 +239,7 @@ func (p *program) deploy(c *cobra.Command, berth *client.Client, namespace, name
 		return f.explain(err)
 	}
 	if f.async {
-		fmt.Fprintf(p.stdout, "Service %s is being deployed; see how far it is with: berth services describe %s\n", name, name)
+		fmt.Fprintf(p.stdout, "Service %s is being deployed; see how far it is with: %s\n", name, p.command("services describe %s", name))
 		return nil
 	}
 	service, err = p.awaitReady(ctx, berth, service, progress)
@@ -411,6 +411,6 @@ func (p *program) printDeployed(service *serving.Service) {
 		fmt.Fprintf(p.stdout, "Revision URL (tag %s): %s\n", target.Tag, target.URL)
 	}
 	if percent == 0 {
-		fmt.Fprintf(p.stdout, "To send it traffic: berth services update-traffic %s --to-latest\n", service.Name)
+		fmt.Fprintf(p.stdout, "To send it traffic: %s\n", p.command("services update-traffic %s --to-latest", service.Name))
 	}
 }

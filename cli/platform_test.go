@@ -38,13 +38,15 @@ func TestMain(m *testing.M) {
 
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata",
+		Dir:  "testdata",
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"remove": removeObject},
 		Setup: func(env *testscript.Env) error {
 			p, err := newPlatform(env.WorkDir)
 			if err != nil {
 				return err
 			}
 			env.Defer(p.stop)
+			env.Values[platformKey{}] = p
 			env.Setenv("BERTH_STATE_DIR", env.WorkDir)
 			cache, err := exec.Command("go", "env", "GOCACHE").Output()
 			if err != nil {
@@ -54,6 +56,22 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 	})
+}
+
+// platformKey is where a script's platform is.
+type platformKey struct{}
+
+// removeObject deletes an object as other clients than ours do: remove KIND NAMESPACE NAME.
+func removeObject(ts *testscript.TestScript, _ bool, args []string) {
+	p := ts.Value(platformKey{}).(*platform)
+	for _, kind := range serving.Kinds {
+		if kind.Singular == args[0] {
+			_, err := p.store.Delete(context.Background(), kind, args[1], args[2], serving.DeleteOptions{})
+			ts.Check(err)
+			return
+		}
+	}
+	ts.Fatalf("unknown kind %q", args[0])
 }
 
 const testToken = "a-token-for-tests-only"

@@ -42,7 +42,7 @@ func (p *program) servicesListCommand() *cobra.Command {
 			return printObjects(p.stdout, format, services)
 		}
 		if len(services) == 0 {
-			fmt.Fprintf(p.stderr, "No services in %s. Deploy one with: berth deploy NAME --image REFERENCE\n", where(namespace, all))
+			fmt.Fprintf(p.stderr, "No services in %s. Deploy one with: %s\n", where(namespace, all), p.command("deploy NAME --image REFERENCE"))
 			return nil
 		}
 		t := newTable(p.stdout, namespaced(all, "NAMESPACE", "NAME", "URL", "LATEST", "READY", "AGE", "REASON")...)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"sync"
 
@@ -64,7 +65,7 @@ func (p *program) awaitCondition(ctx context.Context, berth *client.Client, serv
 			if awaited == serving.ServiceRoutesReady {
 				doing = "moving the traffic of service"
 			}
-			return state.service, fmt.Errorf("%s %q: %s", doing, service.Name, stage.failure)
+			return state.service, fmt.Errorf("%s %q: %s%s", doing, service.Name, stage.failure, p.mend(state.service))
 		case stage.ready:
 			return state.service, nil
 		}
@@ -72,7 +73,7 @@ func (p *program) awaitCondition(ctx context.Context, berth *client.Client, serv
 		select {
 		case <-ctx.Done():
 			shown.end()
-			return state.service, fmt.Errorf("interrupted; the deploy goes on: see how far it is with: berth services describe %s", service.Name)
+			return state.service, fmt.Errorf("interrupted; the deploy goes on: see how far it is with: %s", p.command("services describe %s", service.Name))
 		case change := <-changes:
 			if err := change(); err != nil {
 				return state.service, err
@@ -171,13 +172,36 @@ func (d *deployment) judge() stage {
 	return stage{step: revision.Name, text: fmt.Sprintf("Revision %s: starting", revision.Name)}
 }
 
+// routing says nothing of the route's condition: on the way it says in many words that it is on the way.
 func (d *deployment) routing(name string) stage {
-	routes := d.service.Status.GetCondition(serving.ServiceRoutesReady)
-	text := "routing traffic"
-	if routes != nil && routes.Message != "" {
-		text += ": " + firstLine(routes.Message)
+	return stage{step: "routing", text: fmt.Sprintf("Service %s: routing traffic", name)}
+}
+
+// mend says what to do about traffic to a revision that is gone, which keeps every deploy of the service from
+// becoming ready. It is "" for other failures.
+func (p *program) mend(service *serving.Service) string {
+	routes := service.Status.GetCondition(serving.ServiceRoutesReady)
+	if !routes.IsFalse() {
+		return ""
 	}
-	return stage{step: "routing", text: fmt.Sprintf("Service %s: %s", name, text)}
+	var commands []string
+	for _, target := range service.Spec.Traffic {
+		if !strings.Contains(routes.Message, fmt.Sprintf("Revision %q referenced in traffic not found", target.RevisionName)) {
+			continue
+		}
+		flag := "--to-latest"
+		if target.Tag != "" {
+			flag = "--remove-tags " + target.Tag
+		}
+		command := p.command("services update-traffic %s %s", service.Name, flag)
+		if !slices.Contains(commands, command) {
+			commands = append(commands, command)
+		}
+	}
+	if len(commands) == 0 {
+		return ""
+	}
+	return "\nTo mend it give: " + strings.Join(commands, " and ")
 }
 
 // failure is the whole story: the service's message, and the revision's where that says more.
