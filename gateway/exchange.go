@@ -20,6 +20,7 @@ type exchange struct {
 	request   *http.Request
 	activator *Activator
 	origin    origin
+	guard     *streamGuard // nil where the connection is guarded: HTTP/1.1
 
 	arrived  time.Time
 	claimed  time.Time // zero while it has no instance

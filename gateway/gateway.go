@@ -37,6 +37,7 @@ type Config struct {
 	MaxHeaderBytes    int           // of a request's line and header; default 64 KiB
 	ReadHeaderTimeout time.Duration // from a request's first byte to the end of its header; default 10 s
 	IdleTimeout       time.Duration // how long a connection without requests is kept; default 120 s
+	WriteTimeout      time.Duration // how long a client may take no byte of what there is for it; default 60 s
 	MaxStreams        int           // requests at the same time on one HTTP/2 connection; default 100
 	ShutdownTimeout   time.Duration // how long requests in flight may take when Serve ends; default 10 s
 }
@@ -60,6 +61,7 @@ func New(config Config) *Gateway {
 	setDefault(&config.MaxHeaderBytes, 64<<10)
 	setDefault(&config.ReadHeaderTimeout, 10*time.Second)
 	setDefault(&config.IdleTimeout, 120*time.Second)
+	setDefault(&config.WriteTimeout, 60*time.Second)
 	setDefault(&config.MaxStreams, 100)
 	setDefault(&config.ShutdownTimeout, 10*time.Second)
 	g := &Gateway{config: config}
@@ -127,6 +129,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x.activator = route.choose()
 	x.origin = g.origin(r)
+	if r.ProtoMajor == 2 {
+		x.guard = &streamGuard{writer: w, timeout: g.config.WriteTimeout}
+	}
 
 	member, err := x.activator.claim(r.Context(), x.arrived)
 	for tries := 0; err == nil; tries++ {
@@ -175,7 +180,7 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 	}
 
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	go func() { served <- server.Serve(clientListener{listener, g.config.WriteTimeout}) }()
 	select {
 	case err := <-served:
 		return err

@@ -12,7 +12,12 @@ import (
 
 func fetch(t testing.TB, r *http.Request) (*http.Response, string) {
 	t.Helper()
-	response, err := http.DefaultClient.Do(r)
+	return fetchBy(t, http.DefaultClient, r)
+}
+
+func fetchBy(t testing.TB, client *http.Client, r *http.Request) (*http.Response, string) {
+	t.Helper()
+	response, err := client.Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -344,7 +344,9 @@ func (x *exchange) setTrailer(trailer http.Header) {
 }
 
 func (x *exchange) write(p []byte) error {
+	x.guard.enter()
 	n, err := x.writer.Write(p)
+	x.guard.leave()
 	x.sent += int64(n)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errClientGone, err)
@@ -353,6 +355,8 @@ func (x *exchange) write(p []byte) error {
 }
 
 func (x *exchange) flush() error {
+	x.guard.enter()
+	defer x.guard.leave()
 	if f, ok := x.writer.(interface{ FlushError() error }); ok {
 		if err := f.FlushError(); err != nil {
 			return fmt.Errorf("%w: %w", errClientGone, err)

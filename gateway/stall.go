@@ -1,0 +1,106 @@
+package gateway
+
+import (
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+)
+
+// A client that stops reading would hold its slot on an instance for ever. Two guards see to it that it does not,
+// and both count only the time in which there is something to write: a response may be silent for as long as its
+// revision lets it. clientConn guards a connection, whatever is spoken on it; streamGuard guards one stream of an
+// HTTP/2 connection, whose client may read the others.
+
+// clientListener makes every connection that it accepts a clientConn.
+type clientListener struct {
+	net.Listener
+	timeout time.Duration // Config.WriteTimeout
+}
+
+func (l clientListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &clientConn{Conn: c, timeout: l.timeout}, nil
+}
+
+// clientConn is a connection that is closed when it takes no byte for as long as timeout.
+type clientConn struct {
+	net.Conn
+	timeout time.Duration
+}
+
+func (c *clientConn) Write(p []byte) (int, error) {
+	written := 0
+	for {
+		if err := c.Conn.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
+			return written, err
+		}
+		n, err := c.Conn.Write(p[written:])
+		written += n
+		switch {
+		case err == nil || !errors.Is(err, os.ErrDeadlineExceeded):
+			return written, err
+		case n == 0:
+			c.Conn.Close() // what reads from it must end too
+			return written, err
+		} // else the client reads slowly
+	}
+}
+
+// CloseWrite is what net/http ends a connection with, so that its last response arrives.
+func (c *clientConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// streamGuard resets an HTTP/2 stream when a write to it takes as long as timeout. The nil guard does nothing.
+type streamGuard struct {
+	writer  http.ResponseWriter
+	timeout time.Duration
+	timer   *time.Timer
+
+	mu  sync.Mutex
+	end time.Time // of the patience with the write that is pending; zero when none is. Guarded by mu.
+}
+
+// enter is called before a write, and leave after it.
+func (g *streamGuard) enter() {
+	if g == nil {
+		return
+	}
+	g.mu.Lock()
+	g.end = time.Now().Add(g.timeout)
+	g.mu.Unlock()
+	if g.timer == nil {
+		g.timer = time.AfterFunc(g.timeout, g.expire)
+	} else {
+		g.timer.Reset(g.timeout)
+	}
+}
+
+func (g *streamGuard) leave() {
+	if g == nil {
+		return
+	}
+	g.timer.Stop()
+	g.mu.Lock()
+	g.end = time.Time{}
+	g.mu.Unlock()
+}
+
+// expire resets the stream, unless the write has ended at the same moment.
+func (g *streamGuard) expire() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now := time.Now(); !g.end.IsZero() && !now.Before(g.end) {
+		// A deadline that is over already resets the stream now, which ends the write.
+		http.NewResponseController(g.writer).SetWriteDeadline(now.Add(-time.Second))
+	}
+}
