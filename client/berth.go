@@ -58,7 +58,7 @@ func (c *Client) Instances(ctx context.Context, namespace string) ([]Instance, e
 // LogOptions choose lines of a service's log. The zero value is all that is kept.
 type LogOptions struct {
 	Follow             bool
-	Tail               int           // only the last n lines; 0 is all
+	Tail               int           // only the last n lines; 0 is all, below 0 none of those there are
 	Since              time.Duration // only lines of this long ago and since, in whole seconds; 0 is all
 	Revision, Instance string
 }
@@ -114,8 +114,8 @@ func (o LogOptions) query() url.Values {
 	if o.Follow {
 		query.Set("follow", "true")
 	}
-	if o.Tail > 0 {
-		query.Set("tailLines", strconv.Itoa(o.Tail))
+	if o.Tail != 0 {
+		query.Set("tailLines", strconv.Itoa(max(o.Tail, 0)))
 	}
 	if o.Since > 0 {
 		seconds := int((o.Since + time.Second - 1) / time.Second)

@@ -68,11 +68,7 @@ func New(config Config) (*Client, error) {
 		server: server,
 		token:  config.Token,
 		warn:   config.Warn,
-		http: &http.Client{Transport: &http.Transport{
-			TLSClientConfig:     tlsConfig,
-			ForceAttemptHTTP2:   true,
-			MaxIdleConnsPerHost: 8,
-		}},
+		http:   &http.Client{Transport: newTransport(tlsConfig)},
 	}, nil
 }
 
@@ -109,7 +105,8 @@ type request struct {
 }
 
 // send sends a request and returns the reply, whose body the caller closes. A reply that is not 2xx becomes a
-// *StatusError; no reply at all an *UnreachableError, or the context's error.
+// *StatusError; no reply at all an *UnreachableError, or the context's error. A server that speaks HTTP instead of
+// HTTPS, or whose certificate is not accepted, is an error of its own.
 func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	location := *c.server
 	location.Path += r.path
@@ -136,6 +133,12 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 		// The URL in url.Error says nothing that the server's name does not.
 		if wrapped, ok := errors.AsType[*url.Error](err); ok {
 			err = wrapped.Err
+		}
+		switch { // these servers answer: waiting and starting one do not help
+		case errors.Is(err, http.ErrSchemeMismatch):
+			return nil, fmt.Errorf("asking the server at %s: it speaks HTTP: use http:// in its URL", c.Server())
+		case isCertificate(err):
+			return nil, fmt.Errorf("asking the server at %s: %w", c.Server(), err)
 		}
 		return nil, &UnreachableError{Server: c.Server(), Err: err}
 	}

@@ -401,3 +401,35 @@ func TestInstance_ReadsWhatTheAPIWrites(t *testing.T) {
 func pemOf(web *httptest.Server) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw})
 }
+
+func TestClient_SaysWhichSchemeAndCertificateTheServerWants(t *testing.T) {
+	plain := httptest.NewServer(http.NotFoundHandler())
+	defer plain.Close()
+	secure := httptest.NewTLSServer(http.NotFoundHandler())
+	defer secure.Close()
+	secure.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	for name, test := range map[string]struct {
+		config client.Config
+		want   string
+	}{
+		"HTTP to a server with HTTPS": {client.Config{Server: strings.Replace(secure.URL, "https:", "http:", 1)}, "use https://"},
+		"HTTPS to a server with HTTP": {client.Config{Server: strings.Replace(plain.URL, "http:", "https:", 1)}, "use http://"},
+		"an unknown authority":        {client.Config{Server: secure.URL}, "--kubeconfig a copy of the server's kubeconfig"},
+		"another name": {
+			client.Config{Server: strings.Replace(secure.URL, "127.0.0.1", "localhost", 1), CA: pemOf(secure)},
+			"use a name that the certificate is for",
+		},
+	} {
+		c, err := client.New(test.config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.Info(t.Context())
+		if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), test.config.Server) {
+			t.Errorf("%s: got error %v, want one with %q and %s", name, err, test.want, test.config.Server)
+		}
+		if _, ok := errors.AsType[*client.UnreachableError](err); ok {
+			t.Errorf("%s: the server answered, and the error says that it did not: %v", name, err)
+		}
+	}
+}

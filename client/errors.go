@@ -64,6 +64,10 @@ func statusError(reply *http.Response) *StatusError {
 		text = text[:200] + "…"
 	}
 	status = serving.Status{Status: "Failure", Code: int32(reply.StatusCode)}
+	if reply.StatusCode == http.StatusBadRequest && strings.HasPrefix(text, "Client sent an HTTP request to an HTTPS server") {
+		status.Message = fmt.Sprintf("asking the server at http://%s: it speaks HTTPS: use https:// in its URL", reply.Request.URL.Host)
+		return &StatusError{Status: status}
+	}
 	status.Message = fmt.Sprintf("%s %s: the server answered %s", reply.Request.Method, reply.Request.URL.Path, reply.Status)
 	if text != "" {
 		status.Message += fmt.Sprintf(": %q", text)
