@@ -139,6 +139,9 @@ func TestLog_SendsLinesOfServicesThatAreOrWere(t *testing.T) {
 	if a := s.do("GET", path+"gone/log?sinceSeconds=10000000000", "").want(t, 200); strings.Count(a.body, "\n") != 2 {
 		t.Errorf("since longer ago than can be counted: got %q, want all", a.body)
 	}
+	if a := s.do("GET", path+"gone/log?tailLines=0", "").want(t, 200); a.body != "" {
+		t.Errorf("the last 0 lines are %q", a.body)
+	}
 	s.do("GET", path+"gone/log?tailLines=x", "").refused(t, 400, v1.StatusReasonBadRequest, "tailLines")
 	s.created(services, hello("quiet"))
 	if a := s.do("GET", path+"quiet/log", "").want(t, 200); a.body != "" {

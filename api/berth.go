@@ -106,6 +106,9 @@ func logQuery(r *http.Request) (q engine.LogQuery, err error) {
 	if since >= 0 {
 		q.Since = time.Now().Add(-since)
 	}
+	if tail == 0 { // to an engine 0 is all
+		q.Since = time.Now()
+	}
 	return q, nil
 }
 

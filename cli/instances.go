@@ -44,6 +44,11 @@ requests, those in flight finish) and stopping. START is the time from start to 
 		instances = slices.DeleteFunc(instances, func(i client.Instance) bool {
 			return (service != "" && i.Service != service) || (revision != "" && i.Revision != revision)
 		})
+		if len(instances) == 0 {
+			if err := p.checkEmpty(c.Context(), berth, namespace, all, service, revision); err != nil {
+				return err
+			}
+		}
 		switch {
 		case format == "name":
 			for _, i := range instances {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-run/berth/client"
+	"github.com/berth-run/berth/serving"
 )
 
 func (p *program) logsCommand() *cobra.Command {
@@ -25,7 +27,7 @@ gone are shown as long as they are kept.`,
 	})
 	flags := c.Flags()
 	flags.BoolVarP(&options.Follow, "follow", "f", false, "go on with lines as they are written")
-	flags.IntVar(&options.Tail, "tail", 0, "only the last `N` lines (default: all)")
+	flags.IntVar(&options.Tail, "tail", 0, "only the last `N` lines; with --follow, 0 is only those from now on (default: all)")
 	flags.StringVar(&since, "since", "", "only lines not older than this: 5m")
 	flags.StringVar(&options.Revision, "revision", "", "only lines of this revision")
 	flags.StringVar(&options.Instance, "instance", "", "only lines of this instance")
@@ -33,8 +35,11 @@ gone are shown as long as they are kept.`,
 	_ = c.RegisterFlagCompletionFunc("revision", p.completeRevisions)
 	outputFlag(c, &format, "json")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if options.Tail < 0 {
+		switch {
+		case options.Tail < 0:
 			return usagef("--tail %d is not a number of lines", options.Tail)
+		case options.Tail == 0 && c.Flags().Changed("tail"):
+			options.Tail = -1 // what the client takes for none
 		}
 		if since != "" {
 			d, err := parseDuration(since)
@@ -45,6 +50,9 @@ gone are shown as long as they are kept.`,
 		}
 		berth, namespace, err := p.connect(c)
 		if err != nil {
+			return err
+		}
+		if err := p.checkLogOf(c.Context(), berth, namespace, args[0], options); err != nil {
 			return err
 		}
 		for line, err := range berth.Log(c.Context(), namespace, args[0], options) {
@@ -70,4 +78,59 @@ gone are shown as long as they are kept.`,
 		return nil
 	}
 	return c
+}
+
+// checkLogOf refuses a revision or an instance that the service neither has nor has kept a line of: else a word that is
+// mistyped looks like a program that writes nothing.
+func (p *program) checkLogOf(ctx context.Context, berth *client.Client, namespace, service string, options client.LogOptions) error {
+	if options.Revision == "" && options.Instance == "" {
+		return nil
+	}
+	if options.Revision != "" {
+		revision, err := berth.Revisions(namespace).Get(ctx, options.Revision)
+		if err != nil && !client.IsNotFound(err) {
+			return err
+		}
+		known := err == nil && revision.Labels[serving.LabelService] == service
+		if !known {
+			if known, err = hasLine(ctx, berth, namespace, service, client.LogOptions{Revision: options.Revision}); err != nil {
+				return err
+			}
+		}
+		if !known {
+			return fmt.Errorf("service %q has no revision %q, and no log of one; see: %s",
+				service, options.Revision, p.command("revisions list --service %s", service))
+		}
+	}
+	if options.Instance == "" {
+		return nil
+	}
+	known, err := hasLine(ctx, berth, namespace, service, client.LogOptions{Revision: options.Revision, Instance: options.Instance})
+	if err != nil || known {
+		return err
+	}
+	instances, err := berth.Instances(ctx, namespace)
+	if err != nil {
+		return err
+	}
+	for _, instance := range instances {
+		if instance.ID == options.Instance && instance.Service == service && (options.Revision == "" || instance.Revision == options.Revision) {
+			return nil // it has not written anything yet
+		}
+	}
+	of := fmt.Sprintf("service %q", service)
+	if options.Revision != "" {
+		of = fmt.Sprintf("revision %q", options.Revision)
+	}
+	return fmt.Errorf("%s has no instance %q, and no log of one; see: %s",
+		of, options.Instance, p.command("instances list --service %s", service))
+}
+
+// hasLine tells whether a service's log has a line of these options.
+func hasLine(ctx context.Context, berth *client.Client, namespace, service string, options client.LogOptions) (bool, error) {
+	options.Tail = 1
+	for _, err := range berth.Log(ctx, namespace, service, options) {
+		return err == nil, err
+	}
+	return false, nil
 }

@@ -181,7 +181,8 @@ func (e *fakeEngine) Logs(ctx context.Context, query engine.LogQuery, emit func(
 			continue
 		}
 		line := engine.LogLine{Time: written, Revision: "hello-00001", Instance: "hello-00001-x7k2p", Stream: "stdout", Text: text}
-		if query.Revision != "" && query.Revision != line.Revision {
+		if query.Revision != "" && query.Revision != line.Revision || query.Instance != "" && query.Instance != line.Instance ||
+			written.Before(query.Since) {
 			continue
 		}
 		if err := emit(line); err != nil {

@@ -43,6 +43,11 @@ func (p *program) revisionsListCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if len(revisions) == 0 {
+			if err := p.checkEmpty(c.Context(), berth, namespace, all, service, ""); err != nil {
+				return err
+			}
+		}
 		slices.SortFunc(revisions, newestFirst)
 		if format != "" {
 			return printObjects(p.stdout, format, revisions)

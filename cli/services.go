@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -37,6 +38,11 @@ func (p *program) servicesListCommand() *cobra.Command {
 		services, _, err := berth.Services(scope(namespace, all)).List(c.Context(), client.Selector{})
 		if err != nil {
 			return err
+		}
+		if len(services) == 0 {
+			if err := p.checkEmpty(c.Context(), berth, namespace, all, "", ""); err != nil {
+				return err
+			}
 		}
 		if format != "" {
 			return printObjects(p.stdout, format, services)
@@ -90,6 +96,37 @@ func scope(namespace string, all bool) string {
 		return ""
 	}
 	return namespace
+}
+
+// checkEmpty tells why a list is empty when what it was asked for does not exist: the namespace, the service or the
+// revision, which are "" where the list was not asked for one.
+func (p *program) checkEmpty(ctx context.Context, berth *client.Client, namespace string, all bool, service, revision string) error {
+	if !all {
+		if _, err := berth.Namespaces().Get(ctx, namespace); err != nil {
+			return err
+		}
+	}
+	if service != "" {
+		found, _, err := berth.Services(scope(namespace, all)).List(ctx, client.Selector{Name: service})
+		switch {
+		case err != nil:
+			return err
+		case len(found) == 0:
+			return fmt.Errorf("there is no service %q in %s", service, where(namespace, all))
+		}
+	}
+	if revision != "" {
+		found, _, err := berth.Revisions(scope(namespace, all)).List(ctx, client.Selector{Name: revision})
+		switch {
+		case err != nil:
+			return err
+		case len(found) == 0:
+			return fmt.Errorf("there is no revision %q in %s", revision, where(namespace, all))
+		case service != "" && found[0].Labels[serving.LabelService] != service:
+			return fmt.Errorf("revision %q is not one of service %q", revision, service)
+		}
+	}
+	return nil
 }
 
 // where names the scope of a list for people.
