@@ -11,24 +11,24 @@ type Key struct{ Namespace, Revision string }
 
 // Settings are the platform's defaults for scaling. Annotations of a revision override most of them.
 type Settings struct {
-	StableWindow          time.Duration `flag:"stable-window" help:"time over which load is averaged to decide the number of instances"`                   // default 60 s
-	PanicWindowPercent    float64       `flag:"panic-window-percent" help:"the window that sudden load is seen in, as a percentage of the stable window"`  // default 10
-	PanicThresholdPercent float64       `flag:"panic-threshold-percent" help:"load that starts panic, in percent of what the ready instances are for"`     // default 200
-	Tick                  time.Duration `flag:"tick" help:"time between two decisions (a request that waits is seen at once, without a tick)"`             // default 2 s
-	MaxScaleUpRate        float64       `flag:"max-scale-up-rate" help:"most that the number of instances grows by in one decision, as a factor"`          // default 1000
-	MaxScaleDownRate      float64       `flag:"max-scale-down-rate" help:"most that the number of instances shrinks by in one decision, as a factor"`      // default 2
-	Target                float64       `flag:"target" help:"requests in flight that one instance is meant for, where containerConcurrency is 0"`          // default 100
-	TargetUtilization     float64       `flag:"target-utilization" help:"part of the target that is used before instances are added, 0 to 1"`              // default 0.7
-	RPSTarget             float64       `flag:"rps-target" help:"requests a second that one instance is meant for, where a service scales by rps"`         // default 200
-	ScaleToZeroGrace      time.Duration `flag:"scale-to-zero-grace" help:"time that the last instance is kept after the decision to go to zero"`           // default 30 s
-	ScaleToZeroRetention  time.Duration `flag:"scale-to-zero-retention" help:"least time that the last instance is kept after the decision to go to zero"` // default 0
-	InitialScale          int           `flag:"initial-scale" help:"instances that a new revision starts to prove that it can"`                            // default 1
-	MinScale              int           `flag:"min-instances" help:"least instances of a revision that sets none"`                                         // default 0 (contract 1.3)
-	MaxScale              int           `flag:"max-instances" help:"most instances of a revision that sets none"`                                          // default 100 (contract 1.3)
-	StopGrace             time.Duration `flag:"stop-grace" help:"time between SIGTERM and SIGKILL"`                                                        // default 10 s (contract C54)
-	DrainTimeout          time.Duration `flag:"drain-timeout" help:"longest wait for requests in flight before an instance is stopped"`                    // default 3600 s
-	Prepared              int           `flag:"prepared" help:"most prepared instances kept on the machine, for the most recently used revisions first"`   // default 16
-	StartsAtOnce          int           `flag:"starts-at-once" help:"most instances that start at the same moment"`                                        // default 2 per CPU
+	StableWindow          time.Duration `flag:"stable-window" help:"time over which load is averaged to decide the number of instances"`                                // default 60 s
+	PanicWindowPercent    float64       `flag:"panic-window-percent" help:"the window that sudden load is seen in, as a percentage of the stable window"`               // default 10
+	PanicThresholdPercent float64       `flag:"panic-threshold-percent" help:"load that starts panic, in percent of what the ready instances are for"`                  // default 200
+	Tick                  time.Duration `flag:"tick" help:"time between two decisions (a request that waits is seen at once, without a tick)"`                          // default 2 s
+	MaxScaleUpRate        float64       `flag:"max-scale-up-rate" help:"most that the number of instances grows by in one decision, as a factor"`                       // default 1000
+	MaxScaleDownRate      float64       `flag:"max-scale-down-rate" help:"most that the number of instances shrinks by in one decision, as a factor"`                   // default 2
+	Target                float64       `flag:"target" help:"requests in flight that one instance is meant for, where containerConcurrency is 0"`                       // default 100
+	TargetUtilization     float64       `flag:"target-utilization" help:"part of the target that is used before instances are added, 0 to 1"`                           // default 0.7
+	RPSTarget             float64       `flag:"rps-target" help:"requests a second that one instance is meant for, where a service scales by rps"`                      // default 200
+	ScaleToZeroGrace      time.Duration `flag:"scale-to-zero-grace" help:"time that the last instance is kept after the decision to go to zero; 0 does not keep it"`    // default 30 s
+	ScaleToZeroRetention  time.Duration `flag:"scale-to-zero-retention" help:"least time that the last instance is kept after the decision to go to zero; 0 sets none"` // default 0
+	InitialScale          int           `flag:"initial-scale" help:"instances that a new revision starts to prove that it can; 0 starts none and takes it for ready"`   // default 1
+	MinScale              int           `flag:"min-instances" help:"least instances of a revision that sets none; 0 lets it go to zero"`                                // default 0 (contract 1.3)
+	MaxScale              int           `flag:"max-instances" help:"most instances of a revision that sets none; 0 is no limit"`                                        // default 100 (contract 1.3)
+	StopGrace             time.Duration `flag:"stop-grace" help:"time between SIGTERM and SIGKILL; 0 kills at once"`                                                    // default 10 s (contract C54)
+	DrainTimeout          time.Duration `flag:"drain-timeout" help:"longest wait for requests in flight before an instance is stopped; 0 does not wait"`                // default 3600 s
+	Prepared              int           `flag:"prepared" help:"most prepared instances kept on the machine, for the most recently used revisions first; 0 keeps none"`  // default 16
+	StartsAtOnce          int           `flag:"starts-at-once" help:"most instances that start at the same moment"`                                                     // default 2 per CPU
 }
 
 // Scale is how one revision scales: Settings with the revision's annotations and containerConcurrency applied.

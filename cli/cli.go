@@ -30,6 +30,8 @@ type program struct {
 	stderr io.Writer // progress and errors
 	// connection is where the connection flags of the command that runs are parsed into.
 	connection connection
+	// helpless is that help was asked for a command that there is not. Asking for help is no error to cobra.
+	helpless error
 }
 
 // Main runs one command and returns the exit code: 0, 1 for failure, 2 for wrong usage. An interrupt or SIGTERM
@@ -46,6 +48,9 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	command, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		err = p.helpless
+	}
 	if err == nil {
 		return exitOK
 	}
@@ -82,10 +87,20 @@ Instances start when requests come, multiply with load, and go away when idle.`,
   berth deploy hello --source ./examples/hello     build and deploy a Go program
   berth deploy web --image registry.example.com/web:1
   berth services list`,
+		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.SetHelpFunc(help)
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.SetHelpCommand(p.helpCommand())
+	root.SetHelpFunc(func(c *cobra.Command, _ []string) {
+		// A group of commands is asked with the name of one that it has not, or this would be that one's help.
+		if words := c.Flags().Args(); len(words) > 0 && c.HasSubCommands() && c.Name() != "help" {
+			p.helpless = c.ValidateArgs(words)
+			return
+		}
+		help(c, nil)
+	})
 	root.SetUsageFunc(func(c *cobra.Command) error { help(c, nil); return nil })
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%v", err) })
 	root.AddGroup(

@@ -34,6 +34,16 @@ func TestMain_ExitCodesTellUsageFromFailure(t *testing.T) {
 		{[]string{}, 0, ""},
 		{[]string{"--help"}, 0, ""},
 		{[]string{"services"}, 0, ""},
+		{[]string{"--version"}, 0, ""},
+		{[]string{"help"}, 0, ""},
+		{[]string{"help", "services", "list"}, 0, ""},
+		{[]string{"services", "--help"}, 0, ""},
+		{[]string{"services", "list", "--help"}, 0, ""},
+		{[]string{"help", "nothing"}, 2, `unknown command "nothing" for "berth"`},
+		{[]string{"help", "services", "lst"}, 2, `unknown command "lst" for "berth services"; did you mean list?`},
+		{[]string{"help", "services", "list", "more"}, 2, `berth services list has no command "more"`},
+		{[]string{"foo", "--help"}, 2, `unknown command "foo" for "berth"`},
+		{[]string{"services", "lst", "--help"}, 2, "did you mean list?"},
 		{[]string{"servces"}, 2, "did you mean server or services?"},
 		{[]string{"services", "lst"}, 2, "did you mean list?"},
 		{[]string{"services", "list", "more"}, 2, `takes no arguments, and was given "more"`},
@@ -150,4 +160,15 @@ func (w *trigger) Write(p []byte) (int, error) {
 		w.pull()
 	}
 	return n, err
+}
+
+func TestHelp_OfACommandIsWhatItsFlagPrints(t *testing.T) {
+	_, byFlag, _ := run(t, "services", "update-traffic", "--help")
+	_, byCommand, _ := run(t, "help", "services", "update-traffic")
+	if diff := cmp.Diff(byFlag, byCommand); diff != "" || !strings.Contains(byFlag, "--to-revisions") {
+		t.Errorf("(-flag +command):\n%s", diff)
+	}
+	if code, out, _ := run(t, "foo", "--help"); code != 2 || out != "" {
+		t.Errorf("exit code %d, stdout %q", code, out)
+	}
 }

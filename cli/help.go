@@ -23,6 +23,40 @@ func under(heading string, flags *pflag.FlagSet, names ...string) {
 	}
 }
 
+// helpCommand is `berth help COMMAND`, which is COMMAND --help.
+func (p *program) helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]", Short: "Help about a command",
+		RunE: func(c *cobra.Command, words []string) error {
+			asked, rest, err := c.Root().Find(words)
+			if err != nil {
+				return usagef("%v", err)
+			}
+			if len(rest) > 0 {
+				if asked.HasSubCommands() {
+					return asked.ValidateArgs(rest)
+				}
+				return usagef("%s has no command %q", asked.CommandPath(), rest[0])
+			}
+			asked.InitDefaultHelpFlag()
+			return asked.Help()
+		},
+		ValidArgsFunction: func(c *cobra.Command, words []string, begun string) ([]string, cobra.ShellCompDirective) {
+			asked, rest, err := c.Root().Find(words)
+			if err != nil || len(rest) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			var names []string
+			for _, command := range asked.Commands() {
+				if command.IsAvailableCommand() && strings.HasPrefix(command.Name(), begun) {
+					names = append(names, command.Name())
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+}
+
 // help prints what a command does, its commands or its flags under their headings.
 func help(c *cobra.Command, _ []string) {
 	out := c.OutOrStdout()

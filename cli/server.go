@@ -88,11 +88,14 @@ func (p *program) serve(ctx context.Context, config server.Config) error {
 	}
 	config.Ready = func(addresses server.Addresses) {
 		if !terminal(p.stdout) {
-			config.Logger.Info("clients may connect", "kubeconfig", addresses.Kubeconfig, "token", addresses.Token)
+			config.Logger.Info("clients may connect",
+				"gateway", "http://"+addresses.Gateway, "api", "https://"+addresses.API, "domain", config.Domain,
+				"kubeconfig", addresses.Kubeconfig, "token", addresses.Token,
+				"version", server.Version(), "runtime", addresses.Runtime)
 			return
 		}
 		fmt.Fprintf(p.stdout, "Berth is running.\n")
-		fmt.Fprintf(p.stdout, "  API         http://%s\n", addresses.API)
+		fmt.Fprintf(p.stdout, "  API         https://%s\n", addresses.API)
 		fmt.Fprintf(p.stdout, "  Gateway     http://%s\n", addresses.Gateway)
 		fmt.Fprintf(p.stdout, "  Kubeconfig  %s\n", addresses.Kubeconfig)
 		fmt.Fprintf(p.stdout, "\nNow, in another terminal:\n  %s\n\n", nextCommand(config.StateDir))

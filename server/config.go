@@ -22,7 +22,7 @@ import (
 // Config is every setting of a server. The command line's flags and environment variables fill it; the tags
 // give a field's flag ("api-address", environment BERTH_API_ADDRESS) and its help.
 type Config struct {
-	StateDir string `flag:"state-dir" help:"directory that holds everything Berth keeps; remove it and nothing is left"`
+	StateDir string `flag:"state-dir" help:"directory that holds everything Berth keeps; stop the server, then remove it and nothing is left"`
 
 	APIAddress     string `flag:"api-address" help:"address the API listens on (port 0 takes a free one)"`
 	GatewayAddress string `flag:"gateway-address" help:"address that requests to services arrive at (port 0 takes a free one)"`
@@ -40,8 +40,8 @@ type Config struct {
 	RevisionTimeout    time.Duration `flag:"revision-timeout" help:"request timeout of services that set none"`
 	MaxRevisionTimeout time.Duration `flag:"max-revision-timeout" help:"longest request timeout that a service may set"`
 	Concurrency        int           `flag:"container-concurrency" help:"containerConcurrency of services that set none; 0 is unlimited"`
-	CPU                string        `flag:"cpu" help:"CPU limit of services that set none"`
-	Memory             string        `flag:"memory" help:"memory limit of services that set none"`
+	CPU                string        `flag:"cpu" help:"CPU limit of services that set none; empty is no limit"`
+	Memory             string        `flag:"memory" help:"memory limit of services that set none; empty is no limit"`
 	StartupTimeout     time.Duration `flag:"startup-timeout" help:"longest time from an instance's start to its first request"`
 	MaxQueue           int           `flag:"max-queue" help:"most requests of one revision that wait for an instance at the same time"`
 	ShutdownTimeout    time.Duration `flag:"shutdown-timeout" help:"longest time that requests in flight get to finish when the server stops"`
@@ -55,11 +55,12 @@ type Config struct {
 	Ready func(Addresses)
 }
 
-// Addresses are what a server listens on, and where it wrote what clients need.
+// Addresses are what a server listens on, where it wrote what clients need, and what it runs instances with.
 type Addresses struct {
 	API, Gateway string // host:port
 	Token        string // path of the file that holds the API token
 	Kubeconfig   string // path of the kubeconfig
+	Runtime      string // the OCI runtime and its version
 }
 
 // DefaultConfig returns the settings of a server that was given none.

@@ -114,6 +114,7 @@ func open(config Config) (_ *server, err error) {
 	}); err != nil {
 		return nil, err
 	}
+	s.addresses.Runtime = s.engine.Info()["runtime"]
 	s.gateway = gateway.New(gateway.Config{
 		AccessLog: accessLog(config), Logger: s.logger, Registerer: metrics, ShutdownTimeout: config.ShutdownTimeout,
 		TrustForwarded: trusted,
