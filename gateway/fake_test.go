@@ -94,26 +94,24 @@ func rawInstance(t testing.TB, id string, serve func(net.Conn)) *fakeInstance {
 		t.Fatal(err)
 	}
 	var open sync.WaitGroup
-	var mu sync.Mutex
 	var conns []net.Conn
+	accepted := make(chan struct{}) // closed when no more are
 	t.Cleanup(func() {
 		listener.Close()
-		mu.Lock()
+		<-accepted
 		for _, c := range conns {
 			c.Close()
 		}
-		mu.Unlock()
 		open.Wait()
 	})
 	go func() {
+		defer close(accepted)
 		for {
 			c, err := listener.Accept()
 			if err != nil {
 				return
 			}
-			mu.Lock()
 			conns = append(conns, c)
-			mu.Unlock()
 			open.Go(func() {
 				defer c.Close()
 				serve(c)

@@ -621,7 +621,7 @@ func TestProxy_ShowsTheClientThatAResponseIsTruncated(t *testing.T) {
 	}
 }
 
-func TestProxy_NeverSendsARequestTwice(t *testing.T) {
+func TestProxy_NeverSendsARequestTwiceThatIsNotIdempotent(t *testing.T) {
 	var requests atomic.Int64
 	_, _, address := throughRaw(t, testRevision(), func(c net.Conn) {
 		reader := bufio.NewReader(c)
@@ -638,7 +638,7 @@ func TestProxy_NeverSendsARequestTwice(t *testing.T) {
 	})
 	want := []int{200, 503, 200, 503}
 	for i, status := range want {
-		if response, _ := fetch(t, newRequest(t, "GET", address, "/", "")); response.StatusCode != status {
+		if response, _ := fetch(t, newRequest(t, "POST", address, "/", "")); response.StatusCode != status {
 			t.Errorf("request %d got %d, want %d", i, response.StatusCode, status)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,31 +26,64 @@ func (l clientListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &clientConn{Conn: c, timeout: l.timeout}, nil
+	return newClientConn(c, l.timeout), nil
 }
 
 // clientConn is a connection that is closed when it takes no byte for as long as timeout.
 type clientConn struct {
 	net.Conn
 	timeout time.Duration
+	epoch   time.Time
+	limit   atomic.Int64 // the write deadline that the connection has, in nanoseconds after epoch; 0 is none
+}
+
+func newClientConn(c net.Conn, timeout time.Duration) *clientConn {
+	return &clientConn{Conn: c, timeout: timeout, epoch: time.Now()}
 }
 
 func (c *clientConn) Write(p []byte) (int, error) {
+	began := time.Now() // or when the last byte was taken
+	// Setting a deadline takes about as long as the write: one that lies far enough ahead will do.
+	if time.Duration(c.limit.Load())-began.Sub(c.epoch) < c.timeout/2 {
+		if err := c.limitTo(began.Add(c.timeout)); err != nil {
+			return 0, err
+		}
+	}
 	written := 0
 	for {
-		if err := c.Conn.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
-			return written, err
-		}
 		n, err := c.Conn.Write(p[written:])
 		written += n
-		switch {
-		case err == nil || !errors.Is(err, os.ErrDeadlineExceeded):
+		if err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
 			return written, err
-		case n == 0:
+		}
+		switch now := time.Now(); {
+		case n > 0: // the client reads slowly
+			began = now
+		case now.Sub(began) >= c.timeout:
 			c.Conn.Close() // what reads from it must end too
 			return written, err
-		} // else the client reads slowly
+		}
+		if err := c.limitTo(began.Add(c.timeout)); err != nil {
+			return written, err
+		}
 	}
+}
+
+func (c *clientConn) limitTo(at time.Time) error {
+	c.limit.Store(int64(at.Sub(c.epoch)))
+	return c.Conn.SetWriteDeadline(at)
+}
+
+// SetDeadline, as SetWriteDeadline, is for net/http, which ends deadlines of its own with it. The next write has one.
+func (c *clientConn) SetDeadline(at time.Time) error {
+	c.limit.Store(0)
+	return c.Conn.SetDeadline(at)
+}
+
+// SetWriteDeadline holds until the next write.
+func (c *clientConn) SetWriteDeadline(at time.Time) error {
+	c.limit.Store(0)
+	return c.Conn.SetWriteDeadline(at)
 }
 
 // CloseWrite is what net/http ends a connection with, so that its last response arrives.

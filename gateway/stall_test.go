@@ -120,10 +120,27 @@ func TestGateway_AResponseMayBeSilentForLongerThanTheWriteTimeout(t *testing.T) 
 	}
 }
 
+func TestClientConn_GivesEachWriteTheWholeTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		c := newClientConn(near, time.Minute)
+		go io.CopyN(io.Discard, far, 5)
+		if _, err := io.WriteString(c, "first"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second)
+		began := time.Now()
+		n, err := io.WriteString(c, "second")
+		if took := time.Since(began); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) || took != time.Minute {
+			t.Errorf("writing to a client that does not read any more: %d bytes, %v after %s; want none and an error after a minute", n, err, took)
+		}
+	})
+}
+
 func TestClientConn_IsClosedOnlyWhenNoByteIsTakenInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
-		c := &clientConn{Conn: near, timeout: time.Minute}
+		c := newClientConn(near, time.Minute)
 		text := "read slowly, one byte after the other"
 		written := make(chan error, 1)
 		go func() {
@@ -143,6 +160,10 @@ func TestClientConn_IsClosedOnlyWhenNoByteIsTakenInTime(t *testing.T) {
 			t.Fatalf("got %q, %v", got, err)
 		}
 
+		time.Sleep(25 * time.Second) // the deadline of the last write is half over
+		if err := c.SetDeadline(time.Time{}); err != nil {
+			t.Fatal(err)
+		}
 		began := time.Now()
 		n, err := io.WriteString(c, text)
 		if took := time.Since(began); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) || took != time.Minute {
