@@ -36,6 +36,9 @@ func (p *program) connected(c *cobra.Command) *cobra.Command {
 	flags.StringVar(&p.connection.stateDir, "state-dir", server.DefaultConfig().StateDir, "state directory of a server on this machine")
 	flags.StringVar(&p.connection.server, "server", "", "URL of the server's API, instead of the kubeconfig's")
 	flags.StringVar(&p.connection.tokenFile, "token-file", "", "file that holds the token, instead of the kubeconfig's")
+	// The only error is a flag that does not exist.
+	_ = c.RegisterFlagCompletionFunc("namespace", p.completeNamespaces)
+	_ = c.MarkFlagDirname("state-dir")
 	under("Connection (environment BERTH_NAMESPACE, BERTH_KUBECONFIG and so on)", flags,
 		"namespace", "kubeconfig", "state-dir", "server", "token-file")
 	return c

@@ -46,6 +46,8 @@ traffic. An interrupt ends the waiting only: the deploy goes on.`,
 		ValidArgsFunction: p.completeServices,
 	}
 	f.bind(c)
+	// The only error is a flag that does not exist.
+	_ = c.MarkFlagDirname("source")
 	p.connected(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		name, err := f.name(args)

@@ -241,4 +241,6 @@ func (i *fakeInstance) Stop(time.Duration) {
 
 func (i *fakeInstance) Exited() <-chan struct{} { return i.exited }
 func (i *fakeInstance) Exit() engine.Exit       { return engine.Exit{} }
-func (i *fakeInstance) Stages() []engine.Stage  { return nil }
+func (i *fakeInstance) Stages() []engine.Stage {
+	return []engine.Stage{{Name: "create", Took: 1500 * time.Microsecond}, {Name: "listen", Took: 2300 * time.Millisecond}}
+}

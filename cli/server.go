@@ -51,6 +51,9 @@ Every flag can be given as an environment variable too: --api-address is BERTH_A
 	}
 	bindStruct(c.Flags(), reflect.ValueOf(&config).Elem())
 	orderServerFlags(c.Flags())
+	// The only errors are flags that do not exist.
+	_ = c.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"crun", "runc"}, cobra.ShellCompDirectiveDefault))
+	_ = c.MarkFlagDirname("state-dir")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		var names []string
 		c.Flags().VisitAll(func(flag *pflag.Flag) { names = append(names, flag.Name) })

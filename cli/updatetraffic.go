@@ -38,6 +38,8 @@ A tag gives a revision a URL of its own; LATEST is the newest ready revision, wh
 	flags.StringArrayVar(&removeTags, "remove-tags", nil, "tags `TAG,...` to remove")
 	flags.BoolVar(&clearTags, "clear-tags", false, "remove all tags")
 	flags.BoolVar(&async, "async", false, "do not wait until traffic is divided so")
+	// The only error is a flag that does not exist.
+	_ = c.RegisterFlagCompletionFunc("to-revisions", p.completeShares)
 	under("Traffic", flags, "to-latest", "to-revisions", "to-tags", "set-tags", "update-tags", "remove-tags", "clear-tags", "async")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if err := exclusive(c, "to-latest", "to-revisions", "to-tags"); err != nil {

@@ -135,8 +135,8 @@ type Progress struct {
 
 // Stage is one timed step of an instance's start.
 type Stage struct {
-	Name string // "rootfs", "network", "create" while preparing; "release", "listen" while starting
-	Took time.Duration
+	Name string        `json:"name"` // "rootfs", "network", "create" while preparing; "release", "listen" while starting
+	Took time.Duration `json:"took"` // in JSON, nanoseconds
 }
 
 // LogQuery selects log lines. Zero fields select everything.
