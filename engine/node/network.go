@@ -24,8 +24,11 @@ const (
 	spareLinks = 8
 	// idleLinks is how many links of ended instances are kept at most: each holds some kernel memory.
 	idleLinks = 256
-	// networkLock serializes engines of several servers while they look for a free part of the network.
-	networkLock = "/run/lock/berth-network.lock"
+	// networkLock serializes engines of several servers where they change what they share: the network that they take
+	// parts of, and forwarding. Only root may open what is in its directory, unlike /run/lock.
+	networkLock = "/run/berth-network.lock"
+	// linkPrefix begins the names of all engines' interfaces.
+	linkPrefix = "bt"
 	// instanceInterface is the name of an instance's interface, inside.
 	instanceInterface = "eth0"
 )

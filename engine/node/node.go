@@ -120,10 +120,10 @@ func (e *Engine) open(dir string, config Config) error {
 	if err := e.openNamespace(filepath.Join(dir, "run")); err != nil {
 		return err
 	}
-	if e.network, err = openNetwork(config.Network, "bt"+mark, e.logger); err != nil {
+	if e.network, err = openNetwork(config.Network, linkPrefix+mark, e.logger); err != nil {
 		return err
 	}
-	if e.firewall, err = openFirewall("berth_"+mark, e.network, e.logger); err != nil {
+	if e.firewall, err = openFirewall(tablePrefix+mark, e.network, e.logger); err != nil {
 		return err
 	}
 	if e.relay, err = openRelay(e.network.gateway, e.network.prefix, config.DNS, e.logger); err != nil {
