@@ -10,11 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockPatience is how long a lock that others hold for moments is waited for.
-const lockPatience = 30 * time.Second
-
 // lockFile opens a file, making it if need be, and locks it with flock, until unlock or the end of the process.
-// With LOCK_NB in how it does not wait for another that has it.
 func lockFile(path string, how int) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("making the directory of lock %q: %w", path, err)
@@ -23,7 +19,8 @@ func lockFile(path string, how int) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening lock %q: %w", path, err)
 	}
-	deadline := time.Now().Add(lockPatience)
+	const patience = 30 * time.Second // with those who hold it for moments; with LOCK_NB in how there is none
+	deadline := time.Now().Add(patience)
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 		err := unix.Flock(int(file.Fd()), how|unix.LOCK_NB) // waiting in the kernel could not be ended
 		switch {
@@ -35,7 +32,7 @@ func lockFile(path string, how int) (*os.File, error) {
 			time.Sleep(wait)
 			continue
 		case err == unix.EWOULDBLOCK && how&unix.LOCK_NB == 0:
-			err = fmt.Errorf("another process has held it for %s (fuser -v %s tells which): %w", lockPatience, path, err)
+			err = fmt.Errorf("another process has held it for %s (fuser -v %s tells which): %w", patience, path, err)
 		}
 		file.Close()
 		return nil, fmt.Errorf("locking %q: %w", path, err)
