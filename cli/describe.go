@@ -11,8 +11,8 @@ import (
 	"github.com/berth-run/berth/serving"
 )
 
-// describeService shows one service to a person.
-func describeService(out io.Writer, service *serving.Service) error {
+// describeService shows one service to a person; revisions are its own.
+func describeService(out io.Writer, service *serving.Service, revisions []*serving.Revision) error {
 	t := newTable(out, "Service:", service.Name)
 	t.row("Namespace:", service.Namespace)
 	if service.Status.URL != nil {
@@ -32,6 +32,12 @@ func describeService(out io.Writer, service *serving.Service) error {
 	fmt.Fprintln(out, "\nTraffic:")
 	if err := describeTraffic(out, service); err != nil {
 		return err
+	}
+	for _, revision := range revisions {
+		gets := slices.ContainsFunc(service.Status.Traffic, func(target serving.TrafficTarget) bool { return target.RevisionName == revision.Name })
+		if stuck := stuck(revision); stuck != nil && gets {
+			fmt.Fprintf(out, "\nRevision %s starts no instance any more (%s): %s\n", revision.Name, stuck.Reason, stuck.Message)
+		}
 	}
 	fmt.Fprintln(out, "\nTemplate of its revisions:")
 	if err := describeSpec(out, service.Spec.Template.Annotations, &service.Spec.Template.Spec); err != nil {
@@ -135,7 +141,11 @@ func describeSpec(out io.Writer, annotations map[string]string, spec *serving.Re
 	for _, scale := range []struct{ title, key string }{
 		{"  Min instances:", serving.AnnotationMinScale}, {"  Max instances:", serving.AnnotationMaxScale},
 	} {
-		if value := annotations[scale.key]; value != "" {
+		value := annotations[scale.key]
+		if scale.key == serving.AnnotationMaxScale && value == "0" {
+			value = "no limit"
+		}
+		if value != "" {
 			t.row(scale.title, value)
 		}
 	}
@@ -164,6 +174,18 @@ func describeConditions(out io.Writer, conditions []apis.Condition) error {
 		fmt.Fprintf(out, "\n%s: %s\n", condition.Type, condition.Message)
 	}
 	return nil
+}
+
+// reasonNoTraffic is why a revision that nobody asks for has no instance, which is as it should be.
+const reasonNoTraffic = "NoTraffic"
+
+// stuck is the condition that says why a revision that was ready once starts no instance any more; nil when it does.
+func stuck(revision *serving.Revision) *apis.Condition {
+	active := revision.Status.GetCondition(serving.RevisionActive)
+	if !revision.Status.GetCondition(serving.RevisionReady).IsTrue() || !active.IsFalse() || active.Reason == reasonNoTraffic {
+		return nil
+	}
+	return active
 }
 
 // readiness is a Ready condition as two cells of a table.

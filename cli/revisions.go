@@ -63,6 +63,9 @@ func (p *program) revisionsListCommand() *cobra.Command {
 		t := newTable(p.stdout, namespaced(all, "NAMESPACE", "NAME", "SERVICE", "TRAFFIC", "TAGS", "READY", "AGE", "REASON")...)
 		for _, revision := range revisions {
 			ready, reason := readiness(revision.Status.GetCondition(serving.RevisionReady))
+			if stuck := stuck(revision); stuck != nil {
+				reason = stuck.Reason
+			}
 			percent, tags := currentShare(services, revision)
 			t.row(namespaced(all, revision.Namespace, revision.Name, dash(revision.Labels[serving.LabelService]),
 				dash(percent), dash(tags), ready, age(revision.CreationTimestamp.Time), reason)...)

@@ -85,7 +85,11 @@ func (p *program) servicesDescribeCommand() *cobra.Command {
 		if format != "" {
 			return printObject(p.stdout, format, service)
 		}
-		return describeService(p.stdout, service)
+		revisions, _, err := berth.Revisions(namespace).List(c.Context(), client.Selector{Labels: map[string]string{serving.LabelService: service.Name}})
+		if err != nil {
+			return err
+		}
+		return describeService(p.stdout, service, revisions)
 	}
 	return c
 }

@@ -26,6 +26,7 @@ const (
 	RevisionReady              = v1.RevisionConditionReady
 	RevisionResourcesAvailable = v1.RevisionConditionResourcesAvailable
 	RevisionContainerHealthy   = v1.RevisionConditionContainerHealthy
+	RevisionActive             = v1.RevisionConditionActive
 	RouteAllTrafficAssigned    = v1.RouteConditionAllTrafficAssigned
 	RouteIngressReady          = v1.RouteConditionIngressReady
 )
