@@ -127,6 +127,10 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.reply(unknownHost(r.Host))
 		return
 	}
+	if route.unready != "" {
+		x.reply(&refusal{http.StatusServiceUnavailable, route.unready})
+		return
+	}
 	x.activator = route.choose()
 	x.origin = g.origin(r)
 	if r.ProtoMajor == 2 {

@@ -15,6 +15,9 @@ type Route struct {
 	Tag string
 	// Splits share the requests. One split alone takes them all; several take them by weight.
 	Splits []Split
+	// Unready, when not empty, says why no revision takes requests yet: they are answered 503 with it. There are no
+	// Splits then.
+	Unready string
 }
 
 // Split is one revision's share of a route's requests.
@@ -45,9 +48,10 @@ type owner struct {
 
 // route is a Route that has been checked, with its weights summed. It never changes.
 type route struct {
-	tag    string
-	total  uint32
-	splits []split
+	unready string // not empty: why there are no splits
+	tag     string
+	total   uint32
+	splits  []split
 }
 
 type split struct {
@@ -127,7 +131,13 @@ func newRoute(given *Route) (*route, error) {
 	if given == nil {
 		return nil, errors.New("it has no route")
 	}
-	made := &route{tag: given.Tag}
+	made := &route{tag: given.Tag, unready: given.Unready}
+	if given.Unready != "" {
+		if len(given.Splits) > 0 {
+			return nil, errors.New("it has splits and says that it is not ready")
+		}
+		return made, nil
+	}
 	for _, s := range given.Splits {
 		percent := s.Percent
 		if len(given.Splits) == 1 {

@@ -352,7 +352,7 @@ func (r *Reconciler) reconcileRoute(ctx context.Context, k key) error {
 	if stored == nil || stored.DeletionTimestamp != nil {
 		r.setReads(k, nil)
 		r.setSends(k, nil)
-		return r.publish(ctx, k, nil)
+		return r.Gateway.SetHosts(k.namespace+"/"+k.name, nil)
 	}
 	route := stored.DeepCopy()
 	route.Status.InitializeConditions()

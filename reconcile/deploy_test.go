@@ -278,8 +278,8 @@ func TestDeploy_MissingImageFailsAllTheWayUp(t *testing.T) {
 			t.Errorf("condition %s is not false with a reason: %v", kind, c)
 		}
 	}
-	if code, _ := h.ask("hello.default.example.com"); code != 404 {
-		t.Errorf("answer %d", code)
+	if code, body := h.ask("hello.default.example.com"); code != 503 || !strings.Contains(body, "no ready revision") {
+		t.Errorf("answer %d %q", code, body)
 	}
 }
 

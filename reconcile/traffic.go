@@ -110,6 +110,14 @@ func (r *Reconciler) resolveNamed(ctx context.Context, route *serving.Route, nam
 	}
 }
 
+// unready is the table's entry of a route that has had no ready revision so far: its URL is known to the user
+// already, so it says what is the matter.
+func (r *Reconciler) unready(route key) map[string]*gateway.Route {
+	return map[string]*gateway.Route{serving.Host(route.namespace, route.name, "", r.Domain): {
+		Unready: fmt.Sprintf("Service %q in namespace %q has no ready revision; the conditions of the service say why.", route.name, route.namespace),
+	}}
+}
+
 // publish puts a route's traffic into the gateway's table: the route's own host with its percentages, and one
 // host for each tag.
 func (r *Reconciler) publish(ctx context.Context, route key, traffic []serving.TrafficTarget) error {
@@ -141,7 +149,7 @@ func (r *Reconciler) publish(ctx context.Context, route key, traffic []serving.T
 		hosts[serving.Host(route.namespace, route.name, "", r.Domain)] = main
 	}
 	if len(hosts) == 0 {
-		hosts = nil
+		hosts = r.unready(route)
 	}
 	return r.Gateway.SetHosts(owner, hosts)
 }
