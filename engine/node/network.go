@@ -416,8 +416,8 @@ func (n *network) setOutside(machine *netlink.Handle, l *link) error {
 	if err != nil {
 		return fmt.Errorf("finding interface %q: %w", l.name, err)
 	}
-	// The thread is in the instance's network namespace: machine-wide settings are reached through the process's
-	// first thread, which is never moved.
+	// The thread is in the instance's network namespace, and /proc/sys/net shows each thread the settings of its own:
+	// the machine's are set from another thread.
 	for _, setting := range [][2]string{
 		{"ipv6/conf/" + l.name + "/disable_ipv6", "1"},
 		{"ipv4/conf/" + l.name + "/rp_filter", "1"}, // an instance sends from its own address only

@@ -34,6 +34,9 @@ func (r *rootfs) checkProgram(args []string, searchPath, workingDir string, who 
 	if err != nil {
 		return fmt.Errorf("looking at program %q: %w", name, err)
 	}
+	if !info.IsDir() && !info.Mode().IsRegular() { // opening a FIFO would wait for who writes to it
+		return notExecutable("the container's program %q is not a regular file (mode %s): name the program itself", name, info.Mode())
+	}
 	if info.IsDir() {
 		return notExecutable("the container's program %q is a directory: name the program in it", name)
 	}
@@ -122,11 +125,11 @@ func (r *rootfs) checkFormat(file *os.File, name string) error {
 }
 
 func (r *rootfs) checkELF(file *os.File, name string) error {
-	program, err := elf.NewFile(file)
+	program, err := elf.NewFile(&withoutSections{file: file})
 	if err != nil {
 		return notExecutable("the container's program %q is damaged: %w", name, err)
 	}
-	if !slices.Contains(machines(), program.Machine) && !foreignFormats("qemu-") {
+	if !slices.Contains([]elf.Machine{elf.EM_X86_64, elf.EM_386}, program.Machine) && !foreignFormats("qemu-") { // contract C2
 		return &engine.StartError{
 			Reason: engine.ReasonWrongPlatform,
 			Err:    fmt.Errorf("the container's program %q is for %s, this machine is linux/%s: exec format error", name, program.Machine, runtime.GOARCH),
@@ -145,25 +148,36 @@ func (r *rootfs) checkELF(file *os.File, name string) error {
 	return nil
 }
 
+// withoutSections is an ELF file as the kernel sees it, which never looks at sections. debug/elf reads all of their
+// table, which a small file can claim to be gigabytes of.
+type withoutSections struct{ file io.ReaderAt }
+
+// ReadAt implements io.ReaderAt.
+func (w *withoutSections) ReadAt(p []byte, off int64) (int, error) {
+	n, err := w.file.ReadAt(p, off)
+	var class [1]byte
+	if _, err := w.file.ReadAt(class[:], elf.EI_CLASS); err != nil {
+		return 0, err
+	}
+	// The fields e_shoff, and e_shentsize to e_shstrndx, of the ELF header.
+	fields := [][2]int64{{40, 48}, {58, 64}}
+	if elf.Class(class[0]) == elf.ELFCLASS32 {
+		fields = [][2]int64{{32, 36}, {46, 52}}
+	}
+	for _, f := range fields {
+		if begin, end := max(f[0]-off, 0), min(f[1]-off, int64(n)); begin < end {
+			clear(p[begin:end])
+		}
+	}
+	return n, err
+}
+
 func (r *rootfs) checkNeeded(name, what, needed string) error {
 	file, err := r.openIn(needed, unix.O_PATH, 0)
 	if err != nil {
 		return notExecutable("the container's program %q needs %s %q, which is not in the image (%w): use a base image that has it, or link the program statically", name, what, needed, reason(err))
 	}
 	return file.Close()
-}
-
-// machines lists the ELF machines that this machine's kernel runs.
-func machines() []elf.Machine {
-	switch runtime.GOARCH {
-	case "amd64":
-		return []elf.Machine{elf.EM_X86_64, elf.EM_386}
-	case "arm64":
-		return []elf.Machine{elf.EM_AARCH64, elf.EM_ARM}
-	case "riscv64":
-		return []elf.Machine{elf.EM_RISCV}
-	}
-	return nil
 }
 
 // foreignFormats reports whether the kernel was taught other formats (binfmt_misc) whose names begin with

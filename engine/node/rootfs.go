@@ -67,7 +67,7 @@ func (r *rootfs) mount(layers []string, limit int64) error {
 		lower[len(layers)-1-i] = name
 	}
 	data := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=upper/up,workdir=upper/work"
-	if err := unix.Mount("berth", "rootfs", "overlay", 0, data); err != nil {
+	if err := unix.Mount("berth", "rootfs", "overlay", unix.MS_NODEV, data); err != nil {
 		return fmt.Errorf("mounting the image's %d layers with overlayfs: %w", len(layers), err)
 	}
 	root, err := unix.Open(r.rootDir(), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -55,6 +55,10 @@ func findRuntime(wanted string) (*ociRuntime, error) {
 		return nil, fmt.Errorf("asking %q for its version: %w", path, err)
 	}
 	first, _, _ := strings.Cut(string(output), "\n")
+	// What the engine knows of how a runtime keeps its state holds for these two.
+	if !strings.HasPrefix(first, "crun version ") && !strings.HasPrefix(first, "runc version ") {
+		return nil, fmt.Errorf("asking %q for its version: it says %.60q and so is neither crun nor runc; give --runtime the name or path of one, or leave it out", path, first)
+	}
 	return &ociRuntime{path: path, version: strings.Replace(first, " version", "", 1)}, nil
 }
 

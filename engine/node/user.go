@@ -39,14 +39,14 @@ func findUser(imageUser string, runAsUser *int64, passwd, group []byte) (user, e
 	name, groupName, _ := strings.Cut(strings.TrimSpace(imageUser), ":")
 	if runAsUser != nil {
 		if *runAsUser < 0 || *runAsUser > math.MaxInt32 {
-			return user{}, &engine.StartError{
-				Reason: engine.ReasonInvalidUser,
-				Err:    fmt.Errorf("runAsUser %d is not a user ID: want 0 to %d", *runAsUser, math.MaxInt32),
-			}
+			return user{}, invalidUser("runAsUser %d is not a user ID: want 0 to %d", *runAsUser, math.MaxInt32)
 		}
 		name, groupName = strconv.FormatInt(*runAsUser, 10), ""
 	}
 	uid, numeric := parseID(name)
+	if !numeric && isNumber(name) {
+		return user{}, invalidUser("the image's USER is %q, and the user ID %s is too large: want 0 to %d", imageUser, name, maxID)
+	}
 	i := slices.IndexFunc(people, func(p passwdEntry) bool {
 		return p.name == name && name != "" || numeric && p.uid == uid
 	})
@@ -73,11 +73,11 @@ func findUser(imageUser string, runAsUser *int64, passwd, group []byte) (user, e
 	if i := slices.IndexFunc(groups, func(g groupEntry) bool { return g.name == groupName }); i >= 0 {
 		gid, numeric = groups[i].gid, true
 	}
+	if !numeric && isNumber(groupName) {
+		return user{}, invalidUser("the image's USER is %q, and the group ID %s is too large: want 0 to %d", imageUser, groupName, maxID)
+	}
 	if !numeric {
-		return user{}, &engine.StartError{
-			Reason: engine.ReasonInvalidUser,
-			Err:    fmt.Errorf("the image's USER is %q, and its /etc/group has no group %q: use a numeric group, or add it to the image", imageUser, groupName),
-		}
+		return user{}, invalidUser("the image's USER is %q, and its /etc/group has no group %q: use a numeric group, or add it to the image", imageUser, groupName)
 	}
 	who.gid, who.groups = gid, nil
 	return who, nil
@@ -93,9 +93,19 @@ func groupsOf(name string, primary uint32, groups []groupEntry) []uint32 {
 	return ids
 }
 
+// maxID is the largest user or group ID: the kernel takes the next, -1, for "leave it as it is".
+const maxID = math.MaxUint32 - 1
+
 func parseID(s string) (uint32, bool) {
-	n, err := strconv.ParseUint(s, 10, 31)
-	return uint32(n), err == nil
+	n, err := strconv.ParseUint(s, 10, 32)
+	return uint32(n), err == nil && n <= maxID
+}
+
+// isNumber reports whether s has nothing but digits: no name may be that.
+func isNumber(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
+
+func invalidUser(format string, args ...any) error {
+	return &engine.StartError{Reason: engine.ReasonInvalidUser, Err: fmt.Errorf(format, args...)}
 }
 
 func parsePasswd(text []byte) []passwdEntry {
