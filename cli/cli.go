@@ -58,6 +58,9 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	fmt.Fprintf(stderr, "berth: %v\n", err)
 	if usage, ok := errors.AsType[*usageError](err); ok {
 		if !usage.complete {
+			if command.Name() == "help" {
+				command = root
+			}
 			fmt.Fprintf(stderr, "See: %s --help\n", command.CommandPath())
 		}
 		return exitUsage

@@ -39,7 +39,7 @@ func (p *program) connected(c *cobra.Command) *cobra.Command {
 	// The only error is a flag that does not exist.
 	_ = c.RegisterFlagCompletionFunc("namespace", p.completeNamespaces)
 	_ = c.MarkFlagDirname("state-dir")
-	under("Connection (environment BERTH_NAMESPACE, BERTH_KUBECONFIG and so on)", flags,
+	under(connectionHeading, flags,
 		"namespace", "kubeconfig", "state-dir", "server", "token-file")
 	return c
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -11,6 +12,9 @@ import (
 
 // groupAnnotation is the key under which a flag carries the heading it is listed under.
 const groupAnnotation = "berth_group"
+
+// connectionHeading is that of the flags that every command has which asks a server.
+const connectionHeading = "Connection (environment BERTH_NAMESPACE, BERTH_KUBECONFIG and so on)"
 
 // helpWidth is the column that help is wrapped at.
 const helpWidth = 110
@@ -132,6 +136,9 @@ func helpFlags(out io.Writer, c *cobra.Command) {
 		}
 		set.AddFlag(flag)
 	})
+	if i := slices.Index(headings, connectionHeading); i >= 0 { // what every command has is read last
+		headings = append(slices.Delete(headings, i, i+1), connectionHeading)
+	}
 	for _, heading := range headings {
 		fmt.Fprintf(out, "\n%s:\n%s", heading, sets[heading].FlagUsagesWrapped(helpWidth))
 	}
