@@ -161,6 +161,7 @@ func Run(t *testing.T, newEngine func(t *testing.T) engine.Engine) {
 		"CrashIsReportedWithItsSignal":            crashIsReported,
 		"OutOfMemoryIsReported":                   outOfMemoryIsReported,
 		"NotListeningNamesTheAddressesListenedOn": notListeningNamesTheAddresses,
+		"OutOfMemoryOfAChildEndsTheInstance":      outOfMemoryOfAChild,
 		"HTTPProbeMustPass":                       httpProbeMustPass,
 		"ProgramsThatCannotRunAreRefused":         programsThatCannotRunAreRefused,
 		"InvalidUserIsRefused":                    invalidUserIsRefused,
@@ -321,6 +322,24 @@ func outOfMemoryIsReported(t *testing.T, s *Suite) {
 	}
 	if !strings.Contains(failure.Error(), "raise the memory limit") {
 		t.Errorf("the error does not say what to do: %v", failure)
+	}
+}
+
+func outOfMemoryOfAChild(t *testing.T, s *Suite) {
+	i := s.Start(t, func(spec *engine.Spec) { spec.Container.Memory = 32 << 20 }, "parent")
+	conn, err := i.Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "POST /bloat HTTP/1.1\r\nHost: instance\r\nContent-Length: 0\r\n\r\n")
+	select {
+	case <-i.Exited():
+	case <-time.After(time.Minute):
+		t.Fatal("it goes on after the kernel has killed its child (contract C56)")
+	}
+	if exit := i.Exit(); !exit.OOM || exit.Signal != syscall.SIGKILL {
+		t.Errorf("exit %+v, want SIGKILL for lack of memory", exit)
 	}
 }
 

@@ -27,6 +27,8 @@ type File struct {
 	Name string
 	Mode int64
 	Text string
+
+	UID, GID int
 }
 
 // Program builds the suite's program and returns its bytes.
@@ -97,7 +99,7 @@ func archive(files []File) io.Reader {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, f := range files {
-		header := &tar.Header{Name: f.Name, Mode: f.Mode, Size: int64(len(f.Text)), Typeflag: tar.TypeReg}
+		header := &tar.Header{Name: f.Name, Mode: f.Mode, Size: int64(len(f.Text)), Typeflag: tar.TypeReg, Uid: f.UID, Gid: f.GID}
 		if strings.HasSuffix(f.Name, "/") {
 			header.Typeflag, header.Size = tar.TypeDir, 0
 		}

@@ -52,6 +52,8 @@ type bundle struct {
 	hostname    string
 	cgroupsPath string
 	network     string // path of the network namespace
+	users       string // path of the user namespace; "" for the machine's
+	ids         ids    // in the user namespace
 	openFiles   uint64
 	oomScore    int
 	annotations map[string]string
@@ -174,6 +176,10 @@ func (b *bundle) config() (*specs.Spec, error) {
 			ReadonlyPaths: readonlyPaths,
 		},
 	}
+	if b.users != "" { // contract C71
+		config.Linux.Namespaces = append(config.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: b.users})
+		config.Linux.UIDMappings, config.Linux.GIDMappings = b.ids.mappings(), b.ids.mappings()
+	}
 	filter, err := seccomp.GetDefaultProfile(config)
 	if err != nil {
 		return nil, fmt.Errorf("making the container's system call filter: %w", err)
@@ -231,7 +237,7 @@ func (b *bundle) resources() *specs.LinuxResources {
 			r.Memory.Swap = &memory // both together: no swap
 		}
 		if b.unified {
-			// One process over the limit ends the instance (contract C56). Version 1 cannot do that.
+			// One process over the limit ends the instance (contract C56); for version 1 see memory.go.
 			r.Unified = map[string]string{"memory.oom.group": "1"}
 		}
 	}

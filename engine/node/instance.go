@@ -36,6 +36,7 @@ type instance struct {
 	rootfs  *rootfs
 	output  *output
 	process *process
+	memory  *os.File // tells when the memory limit is met; nil where the kernel ends the instance itself
 
 	exited chan struct{}
 	exit   engine.Exit // written before exited is closed
@@ -68,8 +69,11 @@ func (i *instance) prepare(ctx context.Context) error {
 	lap("network")
 	b := &bundle{
 		spec: i.spec, image: image.Config, hostname: hostname(i.id),
-		cgroupsPath: e.cgroups.path(i.id), network: i.link.path(), openFiles: e.openFiles, oomScore: e.oomScore,
+		cgroupsPath: e.cgroups.path(i.id), network: namespacePath(i.link.namespace), openFiles: e.openFiles, oomScore: e.oomScore,
 		annotations: e.runtime.annotations(), swapCounted: e.swapCounted, unified: e.cgroups.v2,
+	}
+	if i.link.users != nil {
+		b.users, b.ids = namespacePath(i.link.users), i.link.ids
 	}
 	err = e.namespace.do(func() error { return i.prepareRootfs(b, image.Layers) })
 	if err != nil {
@@ -80,6 +84,9 @@ func (i *instance) prepare(ctx context.Context) error {
 		return err
 	}
 	lap("create")
+	if i.memory != nil {
+		go i.watchMemory(i.memory)
+	}
 	go i.watch()
 	return nil
 }
@@ -88,7 +95,7 @@ func (i *instance) prepare(ctx context.Context) error {
 func (i *instance) prepareRootfs(b *bundle, layers []string) error {
 	e := i.engine
 	var err error
-	i.rootfs, err = mountRootfs(filepath.Join(e.bundles, i.id), layers, i.spec.Container.Memory)
+	i.rootfs, err = mountRootfs(filepath.Join(e.bundles, i.id), layers, i.spec.Container.Memory, i.link.users, i.link.ids)
 	if err != nil {
 		return err
 	}
@@ -96,6 +103,9 @@ func (i *instance) prepareRootfs(b *bundle, layers []string) error {
 	passwd, _ := i.rootfs.readFile("/etc/passwd") // without them, only numbers are known
 	group, _ := i.rootfs.readFile("/etc/group")
 	if b.user, err = findUser(b.image.User, i.spec.Container.User, passwd, group); err != nil {
+		return err
+	}
+	if err := b.user.check(b.ids); err != nil {
 		return err
 	}
 	hosts := fmt.Sprintf("127.0.0.1\tlocalhost %s\n%s\t%s\n", i.spec.Container.Name, i.link.address, b.hostname)
@@ -114,7 +124,7 @@ func (i *instance) prepareRootfs(b *bundle, layers []string) error {
 // create has the runtime make the container.
 func (i *instance) create(ctx context.Context, b *bundle) error {
 	e := i.engine
-	output, stdout, stderr, err := e.logs.open(i.id, i.spec, int(b.user.uid))
+	output, stdout, stderr, err := e.logs.open(i.id, i.spec, b.ids.outside(b.user.uid))
 	if err != nil {
 		return err
 	}
@@ -125,8 +135,42 @@ func (i *instance) create(ctx context.Context, b *bundle) error {
 	if err != nil {
 		return fmt.Errorf("creating the container: %w", err)
 	}
-	i.process, err = openProcess(pid)
+	if i.process, err = openProcess(pid); err != nil {
+		return err
+	}
+	if err := i.checkView(); err != nil {
+		return err
+	}
+	i.memory, err = e.cgroups.memoryEvents(i.id)
 	return err
+}
+
+// checkView makes sure that the container has a /proc and a /sys of its own. In a user namespace the kernel mounts
+// these only where the machine's are not partly covered by other mounts, and crun then shows the container the
+// machine's, with its network interfaces.
+func (i *instance) checkView() error {
+	if !i.link.ids.shifted() {
+		return nil
+	}
+	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", i.process.pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("looking at the container's root: %w", err)
+	}
+	defer unix.Close(root)
+	for _, name := range []string{"/proc", "/sys"} {
+		var own, machines unix.Stat_t
+		fd, err := unix.Openat2(root, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+		if err == nil {
+			err = errors.Join(unix.Fstat(fd, &own), unix.Stat(name, &machines), unix.Close(fd))
+		}
+		if err != nil {
+			return fmt.Errorf("looking at the container's %s: %w", name, err)
+		}
+		if own.Dev == machines.Dev {
+			return fmt.Errorf("the container has the machine's %s, as a part of that is covered by another mount, which forbids one of its own: unmount what is below %s, or start the server with --user-namespaces=off", name, name)
+		}
+	}
+	return nil
 }
 
 // stopwatch returns a function that records a stage that took the time since the last call.
@@ -159,9 +203,8 @@ func (i *instance) watch() {
 	i.mu.Lock()
 	stopping, started := i.stopping, i.started
 	i.mu.Unlock()
-	// A shell passes its child's SIGKILL on as 137. An older kill of a process that was not missed is not the cause.
-	const killed = 128 + int(unix.SIGKILL)
-	exit.OOM = oom && !stopping && (exit.Signal == unix.SIGKILL || exit.Code == killed)
+	// Whichever process it was that the kernel killed, the instance ended for it.
+	exit.OOM = oom && !stopping
 	if started && !stopping {
 		i.output.system("the container " + exit.String())
 	}
@@ -291,7 +334,8 @@ func (i *instance) Stop(grace time.Duration) {
 	<-i.stopped
 }
 
-// terminate asks the container to end and gives it time.
+// terminate asks the container to end and gives it time. The signal is always SIGTERM (contract C54), also for
+// images that name another (STOPSIGNAL): a program is stopped here as it is on Cloud Run.
 func (i *instance) terminate(grace time.Duration) {
 	if err := i.process.signal(unix.SIGTERM); err != nil {
 		i.engine.logger.Warn("sending SIGTERM", "revision", i.spec.Revision, "instance", i.id, "error", err)
@@ -328,6 +372,9 @@ func (i *instance) abandon() {
 func (i *instance) remove() {
 	e := i.engine
 	var errs []error
+	if i.memory != nil {
+		i.memory.Close() // before its cgroup goes, which is an event too
+	}
 	if i.process != nil {
 		i.process.close()
 	}

@@ -46,6 +46,7 @@ type network struct {
 	prefix  netip.Prefix // the engine's part
 	gateway netip.Addr   // the machine's address in it
 	links   string       // what names of the engine's interfaces begin with
+	users   bool         // links have user namespaces
 	logger  *slog.Logger
 
 	mu      sync.Mutex
@@ -57,16 +58,29 @@ type network struct {
 	refills sync.WaitGroup
 }
 
-// link is a network namespace that is joined to the machine's by a pair of interfaces.
+// link is a network namespace that is joined to the machine's by a pair of interfaces, and the user namespace that
+// it belongs to, if it is not the machine's. Files hold them, no mounts, so they go when the process does.
 type link struct {
-	namespace *os.File // holds it; there is no mount, so it goes when the process does
+	namespace *os.File
+	users     *os.File // nil for the machine's user namespace
+	ids       ids
 	address   netip.Addr
 	name      string // of the machine's end
 }
 
-// path is what the OCI runtime opens to join the namespace.
-func (l *link) path() string {
-	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), l.namespace.Fd())
+// close gives up the namespaces; the interfaces go with them.
+func (l *link) close() {
+	if l.namespace != nil {
+		l.namespace.Close()
+	}
+	if l.users != nil {
+		l.users.Close()
+	}
+}
+
+// namespacePath is what the OCI runtime opens to join a namespace that this process holds.
+func namespacePath(namespace *os.File) string {
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), namespace.Fd())
 }
 
 // openNetwork takes a free part of a network for an engine whose interfaces' names begin with links.
@@ -154,6 +168,12 @@ func advance(a netip.Addr, by uint32) netip.Addr {
 	octets := a.As4()
 	binary.BigEndian.PutUint32(octets[:], binary.BigEndian.Uint32(octets[:])+by)
 	return netip.AddrFrom4(octets)
+}
+
+// offset is how far an address is from the first of its network.
+func offset(within netip.Prefix, a netip.Addr) uint32 {
+	first, octets := within.Masked().Addr().As4(), a.As4()
+	return binary.BigEndian.Uint32(octets[:]) - binary.BigEndian.Uint32(first[:])
 }
 
 // usedPrefixes lists the networks that the machine has addresses in or routes to.
@@ -266,7 +286,7 @@ func (n *network) give(l *link) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed || len(n.idle) >= idleLinks {
-		l.namespace.Close() // the interfaces go with the namespace
+		l.close()
 		n.free = append(n.free, l.address)
 		return
 	}
@@ -329,9 +349,7 @@ func (n *network) make() (*link, error) {
 	done := make(chan error, 1)
 	onOwnThread(func() { done <- n.makeOnThread(l) })
 	if err := <-done; err != nil {
-		if l.namespace != nil {
-			l.namespace.Close()
-		}
+		l.close()
 		n.mu.Lock()
 		n.free = append(n.free, address)
 		n.mu.Unlock()
@@ -347,11 +365,8 @@ func (n *network) makeOnThread(l *link) error {
 		return fmt.Errorf("opening netlink: %w", err)
 	}
 	defer machine.Close()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("making a network namespace: %w", err)
-	}
-	if l.namespace, err = os.Open("/proc/thread-self/ns/net"); err != nil {
-		return fmt.Errorf("opening the network namespace: %w", err)
+	if err := n.enterNew(l); err != nil {
+		return err
 	}
 	// Inside: no IPv6, whose way out is not filtered; ports below 1024 and ping for every user, as in Docker.
 	for _, setting := range [][2]string{
@@ -379,6 +394,29 @@ func (n *network) makeOnThread(l *link) error {
 		return err
 	}
 	return n.setOutside(machine, l)
+}
+
+// enterNew makes the link's namespaces and leaves the thread in the one of its network.
+func (n *network) enterNew(l *link) error {
+	var err error
+	if n.users {
+		// The network's first address is unused, and the second the gateway's.
+		l.ids = ids{first: firstID + (offset(n.prefix, l.address)-2)*idsEach}
+		if l.users, l.namespace, err = newNamespaces(l.ids); err != nil {
+			return err
+		}
+		if err := unix.Setns(int(l.namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("entering the network namespace: %w", err)
+		}
+		return nil
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("making a network namespace: %w", err)
+	}
+	if l.namespace, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		return fmt.Errorf("opening the network namespace: %w", err)
+	}
+	return nil
 }
 
 // setInside gives the instance's end its address and its route to everywhere.
@@ -469,7 +507,7 @@ func (n *network) close() error {
 	n.refills.Wait()
 	n.mu.Lock()
 	for _, l := range n.idle {
-		l.namespace.Close()
+		l.close()
 	}
 	n.idle = nil
 	n.mu.Unlock()

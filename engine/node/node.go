@@ -39,14 +39,20 @@ type Config struct {
 	Network netip.Prefix // IPv4 network to take a free part of, for instances' addresses
 	DNS     []string     // servers that instances' questions go to, IP addresses with or without :PORT; empty: the machine's
 	LogKeep int64        // bytes of log kept for each revision, at least LeastLogKeep
-	Logger  *slog.Logger // nil: slog.Default()
+	// UserNamespaces is one of the constants of that name; "" is on. An instance with a user namespace runs as users
+	// of its own, its root too, that nothing on the machine belongs to (contract C71).
+	UserNamespaces string
+	Logger         *slog.Logger // nil: slog.Default()
 }
 
 // Engine runs instances on this machine. It implements engine.Engine.
 type Engine struct {
 	images  *image.Store
 	logger  *slog.Logger
+	run     string // directory that the mount namespace has its own memory at
 	bundles string // directory of the instances' bundles, in the mount namespace
+	// users tells whether instances have user namespaces, and if not, why.
+	users string
 
 	lock      *os.File
 	cgroups   *cgroups
@@ -117,7 +123,11 @@ func (e *Engine) open(dir string, config Config) error {
 	if err := becomeSubreaper(); err != nil {
 		return err
 	}
-	if err := e.openNamespace(filepath.Join(dir, "run")); err != nil {
+	if err := e.openNamespace("/run/berth-"+mark, dir); err != nil {
+		return err
+	}
+	shifted, err := e.checkUsers(config.UserNamespaces, dir)
+	if err != nil {
 		return err
 	}
 	if e.network, err = openNetwork(config.Network, linkPrefix+mark, e.logger); err != nil {
@@ -132,6 +142,7 @@ func (e *Engine) open(dir string, config Config) error {
 	if e.logs, err = openLogs(filepath.Join(dir, "logs"), config.LogKeep, e.logger); err != nil {
 		return err
 	}
+	e.network.users = shifted
 	e.network.refill()
 	return nil
 }
@@ -161,22 +172,25 @@ func (e *Engine) readLimits() error {
 	return nil
 }
 
-// openNamespace makes the mount namespace, with a tmpfs at dir for bundles and the runtime's state.
-func (e *Engine) openNamespace(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+// openNamespace makes the mount namespace, with a tmpfs at dir for bundles and the runtime's state. Containers in
+// user namespaces must be able to pass through all directories above their root, so it is not where the engine's
+// state is, which other users are kept away from. layer is a directory on the file system that layers are on.
+func (e *Engine) openNamespace(dir, layer string) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return fmt.Errorf("making the engine's directory: %w", err)
 	}
+	e.run = dir
 	e.bundles, e.runtime.root = filepath.Join(dir, "bundles"), filepath.Join(dir, "runtime")
 	namespace, err := newMountNamespace(func() error {
-		if err := unix.Mount("berth", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
+		if err := unix.Mount("berth", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711"); err != nil {
 			return fmt.Errorf("mounting memory at %q: %w", dir, err)
 		}
 		for _, sub := range []string{e.bundles, e.runtime.root} {
-			if err := os.Mkdir(sub, 0o700); err != nil {
+			if err := os.Mkdir(sub, 0o711); err != nil {
 				return fmt.Errorf("making the engine's directory: %w", err)
 			}
 		}
-		if err := checkOverlay(filepath.Join(dir, "check")); err != nil {
+		if err := checkOverlay(filepath.Join(dir, "check"), layer); err != nil {
 			return err
 		}
 		if e.cgroups.hybrid {
@@ -192,6 +206,29 @@ func (e *Engine) openNamespace(dir string) error {
 	}
 	e.namespace, e.runtime.namespace = namespace, namespace
 	return nil
+}
+
+// checkUsers decides whether instances have user namespaces, from the setting and from what the machine can.
+func (e *Engine) checkUsers(setting, layer string) (bool, error) {
+	switch setting {
+	case UserNamespacesOff:
+		e.users = "off"
+		return false, nil
+	case UserNamespacesOn, UserNamespacesAuto, "":
+	default:
+		return false, fmt.Errorf("--user-namespaces=%s is none of the settings: want %s, %s or %s", setting, UserNamespacesOn, UserNamespacesAuto, UserNamespacesOff)
+	}
+	err := e.namespace.do(func() error { return checkUsers(filepath.Join(e.run, "check"), layer) })
+	switch {
+	case err == nil:
+		e.users = fmt.Sprintf("on, %d users each from %d", idsEach, firstID)
+		return true, nil
+	case setting == UserNamespacesAuto:
+		e.users = fmt.Sprintf("off: %v", err)
+		e.logger.Warn("instances run without user namespaces: root in them is root of the machine, with few privileges", "error", err)
+		return false, nil
+	}
+	return false, fmt.Errorf("%w; with --user-namespaces=off instances run without: their root is then the machine's, with few privileges", err)
 }
 
 // Pull implements engine.Engine.
@@ -276,6 +313,7 @@ func (e *Engine) Info() map[string]string {
 		"runtime": e.runtime.version,
 		"cgroups": e.cgroups.String(),
 		"network": e.network.prefix.String(),
+		"users":   e.users,
 		"nft":     e.firewall.version(),
 		"arch":    runtime.GOARCH,
 	}
@@ -320,6 +358,9 @@ func (e *Engine) release() error {
 	}
 	if e.namespace != nil {
 		e.namespace.close()
+		if err := os.Remove(e.run); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("removing the engine's directory: %w", err))
+		}
 	}
 	if e.cgroups != nil {
 		errs = append(errs, e.cgroups.sweep())

@@ -40,7 +40,7 @@ func (r *rootfs) checkProgram(args []string, searchPath, workingDir string, who 
 	if info.IsDir() {
 		return notExecutable("the container's program %q is a directory: name the program in it", name)
 	}
-	if !mayExecute(info, who) {
+	if !mayExecute(info, who, r.ids) {
 		return notExecutable("the container's program %q may not be executed by user %d (mode %s): chmod +x it in the image", name, who.uid, info.Mode().Perm())
 	}
 	// The path was opened without permission to read: open what it led to.
@@ -81,18 +81,20 @@ func (r *rootfs) findProgram(program, searchPath, workingDir string) (*os.File, 
 	return nil, "", notExecutable("the container's program %q is not in the image: it is in none of the directories of $PATH (%s)", program, searchPath)
 }
 
-func mayExecute(info fs.FileInfo, who user) bool {
+func mayExecute(info fs.FileInfo, who user, m ids) bool {
 	mode := uint32(info.Mode().Perm())
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return true
 	}
+	uid, uidKnown := m.inside(stat.Uid)
+	gid, gidKnown := m.inside(stat.Gid)
 	switch {
-	case who.uid == 0:
+	case who.uid == 0 && uidKnown && gidKnown: // over files of others than the instance's users, its root has no power
 		return mode&0o111 != 0
-	case who.uid == stat.Uid:
+	case who.uid == uid && uidKnown:
 		return mode&0o100 != 0
-	case who.gid == stat.Gid, slices.Contains(who.groups, stat.Gid):
+	case gidKnown && (who.gid == gid || slices.Contains(who.groups, gid)):
 		return mode&0o010 != 0
 	}
 	return mode&0o001 != 0

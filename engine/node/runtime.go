@@ -70,7 +70,14 @@ func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdout, stde
 		"create", "--bundle", bundle, "--pid-file", pidFile, id)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + defaultPath}
-	cmd.Stdout, cmd.Stderr = stdout, stderr
+	// crun gives the standard streams to the container's user. The machine's /dev/null must not become its: it could
+	// then take it away from everybody.
+	stdin, err := emptyPipe()
+	if err != nil {
+		return 0, err
+	}
+	defer stdin.Close()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
 	// The threads of the mount namespace live as long as the server: when it is killed, so is the runtime.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := r.namespace.do(cmd.Start); err != nil {
@@ -78,7 +85,7 @@ func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdout, stde
 	}
 	waitErr := cmd.Wait()
 	var pid int
-	err := r.namespace.do(func() error {
+	err = r.namespace.do(func() error {
 		if waitErr != nil {
 			said, _ := os.ReadFile(logFile)
 			return runtimeError(said, waitErr)
@@ -97,6 +104,15 @@ func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdout, stde
 		err = ctx.Err()
 	}
 	return pid, err
+}
+
+// emptyPipe is a file that is at its end from the beginning.
+func emptyPipe() (*os.File, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("making a pipe for stdin: %w", err)
+	}
+	return r, w.Close()
 }
 
 // keepFilter remembers the compiled filter of a container, if the runtime is crun, which leaves it in a file.

@@ -83,6 +83,20 @@ func findUser(imageUser string, runAsUser *int64, passwd, group []byte) (user, e
 	return who, nil
 }
 
+// check refuses a user with IDs that the instance does not have.
+func (u user) check(m ids) error {
+	for _, id := range append([]uint32{u.uid, u.gid}, u.groups...) {
+		if !m.has(id) {
+			return &engine.StartError{
+				Reason: engine.ReasonInvalidUser,
+				Err: fmt.Errorf("the container is to run as user %d with the groups %v, and an instance has users and groups 0 to %d only: use smaller ones, or start the server with --user-namespaces=off",
+					u.uid, append([]uint32{u.gid}, u.groups...), idsEach-1),
+			}
+		}
+	}
+	return nil
+}
+
 func groupsOf(name string, primary uint32, groups []groupEntry) []uint32 {
 	var ids []uint32
 	for _, g := range groups {

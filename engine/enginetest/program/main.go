@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strconv"
 	"strings"
@@ -48,6 +49,12 @@ func main() {
 		err = serve(":" + os.Getenv("PORT"))
 	case "bloat": // takes memory until it is stopped
 		bloat()
+	case "parent": // serves, and on POST /bloat has a child that takes memory until it is stopped
+		http.HandleFunc("POST /bloat", func(w http.ResponseWriter, r *http.Request) {
+			err := exec.Command("/proc/self/exe", "bloat").Run()
+			fmt.Println("the child ended:", err)
+		})
+		err = serve(":" + os.Getenv("PORT"))
 	case "graceful": // says goodbye on SIGTERM
 		signals := make(chan os.Signal, 1)
 		signal.Notify(signals, syscall.SIGTERM)
@@ -83,6 +90,7 @@ func serve(address string) error {
 	http.HandleFunc("GET /dial", dial)
 	http.HandleFunc("GET /resolve", resolve)
 	http.HandleFunc("GET /read", read)
+	http.HandleFunc("GET /list", list)
 	http.HandleFunc("POST /write", write)
 	http.HandleFunc("POST /exit", exit)
 	http.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
@@ -159,6 +167,18 @@ func read(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_, _ = w.Write(text)
+}
+
+// list names the files in a directory, one in a line.
+func list(w http.ResponseWriter, r *http.Request) {
+	entries, err := os.ReadDir(r.FormValue("path"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	for _, entry := range entries {
+		fmt.Fprintln(w, entry.Name())
+	}
 }
 
 // write writes the request's body, or so many MiB of zeros, to a file.
