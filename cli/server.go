@@ -25,7 +25,7 @@ type heading struct {
 func serverHeadings() []heading {
 	return []heading{
 		{"Where it is", []string{"state-dir", "api-address", "gateway-address", "domain"}},
-		{"Running instances", []string{"runtime", "instance-network", "dns", "prepared", "starts-at-once", "stop-grace", "drain-timeout", "startup-timeout", "log-keep"}},
+		{"Running instances", []string{"runtime", "instance-network", "dns", "user-namespaces", "prepared", "starts-at-once", "stop-grace", "drain-timeout", "startup-timeout", "log-keep"}},
 		{"Images", []string{"insecure-registry", "docker-config", "pull-timeout", "image-keep"}},
 		{"Defaults of services", []string{"cpu", "memory", "container-concurrency", "revision-timeout", "max-revision-timeout", "min-instances", "max-instances", "initial-scale"}},
 		{"Scaling", []string{"target", "target-utilization", "rps-target", "stable-window", "panic-window-percent", "panic-threshold-percent", "tick", "max-scale-up-rate", "max-scale-down-rate", "scale-to-zero-grace", "scale-to-zero-retention"}},

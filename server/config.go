@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/berth-run/berth/autoscaler"
+	"github.com/berth-run/berth/engine/node"
 )
 
 // Config is every setting of a server. The command line's flags and environment variables fill it; the tags
@@ -31,6 +32,7 @@ type Config struct {
 	InstanceNetwork    netip.Prefix  `flag:"instance-network" help:"IPv4 network to give instances their addresses from; a part of it that no interface uses is taken"`
 	DNS                []string      `flag:"dns" help:"DNS servers that instances' questions are forwarded to, as HOST or HOST:PORT (default: those of /etc/resolv.conf)"`
 	Runtime            string        `flag:"runtime" help:"OCI runtime: crun, runc, or a path (default: crun where it is installed, else runc)"`
+	UserNamespaces     string        `flag:"user-namespaces" help:"give every instance users of its own, its root too, that are nobody on the machine: on, off, or auto (on where the machine can; what is missing is logged)"`
 	InsecureRegistries []string      `flag:"insecure-registry" help:"registries that are asked over plain HTTP, as HOST or HOST:PORT"`
 	DockerConfig       string        `flag:"docker-config" help:"Docker's config.json with registry credentials (default: $DOCKER_CONFIG/config.json or ~/.docker/config.json)"`
 	LogKeep            ByteSize      `flag:"log-keep" help:"bytes of log kept for each revision"`
@@ -71,6 +73,7 @@ func DefaultConfig() Config {
 		GatewayAddress:     "127.0.0.1:8080",
 		Domain:             "localhost",
 		InstanceNetwork:    netip.MustParsePrefix("10.213.0.0/16"),
+		UserNamespaces:     node.UserNamespacesOn,
 		LogKeep:            16 << 20,
 		PullTimeout:        10 * time.Minute,
 		ImageKeep:          time.Hour,

@@ -109,7 +109,7 @@ func open(config Config) (_ *server, err error) {
 		return nil, err
 	}
 	if s.engine, err = node.Open(node.Config{
-		Dir: s.path("node"), Images: s.images, Runtime: config.Runtime, Network: config.InstanceNetwork,
+		Dir: s.path("node"), Images: s.images, Runtime: config.Runtime, Network: config.InstanceNetwork, UserNamespaces: config.UserNamespaces,
 		DNS: config.DNS, LogKeep: int64(config.LogKeep), Logger: s.logger,
 	}); err != nil {
 		return nil, err
