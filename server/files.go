@@ -45,6 +45,12 @@ func withoutRoot(err error) string {
 	return ""
 }
 
+// unlock gives the state directory back. Closing the file alone would leave it locked for as long as a process that is
+// just being started has a copy of what this one had open.
+func unlock(lock *os.File) error {
+	return errors.Join(syscall.Flock(int(lock.Fd()), syscall.LOCK_UN), lock.Close())
+}
+
 // listen takes an address for one of the servers.
 func listen(what, flag, address string) (net.Listener, error) {
 	network := "tcp"

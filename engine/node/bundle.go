@@ -212,8 +212,9 @@ func (b *bundle) mounts() []specs.Mount {
 		{Destination: cgroupMount, Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
 	}
 	if !b.unified {
-		// The folder that holds the mounts of version 1 stays writable with crun (contract KS20).
-		mounts = append(mounts, specs.Mount{Destination: cgroupMount, Source: cgroupMount, Type: "bind", Options: []string{"remount", "bind", "nosuid", "noexec", "nodev", "relatime", "ro"}})
+		// The folder that holds the mounts of version 1 stays writable with crun (contract KS20). It is a tmpfs of the
+		// container's; as a bind mount, crun would mount the machine's over it in a user namespace.
+		mounts = append(mounts, specs.Mount{Destination: cgroupMount, Source: "tmpfs", Type: "tmpfs", Options: []string{"remount", "nosuid", "noexec", "nodev", "relatime", "ro"}})
 	}
 	return mounts
 }

@@ -99,7 +99,6 @@ func (i *instance) prepareRootfs(b *bundle, layers []string) error {
 	if err != nil {
 		return err
 	}
-	defer i.rootfs.release()
 	passwd, _ := i.rootfs.readFile("/etc/passwd") // without them, only numbers are known
 	group, _ := i.rootfs.readFile("/etc/group")
 	if b.user, err = findUser(b.image.User, i.spec.Container.User, passwd, group); err != nil {
@@ -129,9 +128,10 @@ func (i *instance) create(ctx context.Context, b *bundle) error {
 		return err
 	}
 	i.output = output
-	pid, err := e.runtime.create(ctx, i.id, i.rootfs.dir, stdout, stderr)
+	pid, err := e.runtime.create(ctx, i.id, i.rootfs.dir, i.rootfs.null, stdout, stderr)
 	stdout.Close()
 	stderr.Close()
+	i.rootfs.release()
 	if err != nil {
 		return fmt.Errorf("creating the container: %w", err)
 	}

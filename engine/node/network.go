@@ -92,7 +92,7 @@ func openNetwork(within netip.Prefix, links string, logger *slog.Logger) (*netwo
 	if err != nil {
 		return nil, err
 	}
-	defer lock.Close()
+	defer func() { _ = unlock(lock) }()
 	if err := errors.Join(deleteLinks(links), deleteGatewayAddress(links)); err != nil {
 		return nil, err
 	}

@@ -366,7 +366,7 @@ func (e *Engine) release() error {
 		errs = append(errs, e.cgroups.sweep())
 	}
 	if e.lock != nil {
-		errs = append(errs, e.lock.Close())
+		errs = append(errs, unlock(e.lock))
 	}
 	return errors.Join(errs...)
 }

@@ -20,6 +20,9 @@ import (
 type rootfs struct {
 	dir  string // the bundle: config.json, and the directories below
 	root int    // O_PATH of the mounted root
+	// null is a /dev/null of the instance's own, for its stdin: who runs in the instance will own it, and could take
+	// the machine's away from everybody.
+	null *os.File
 	ids  ids    // of the instance, by which it owns what is in the root
 }
 
@@ -63,6 +66,10 @@ func (r *rootfs) mount(layers []string, limit int64, users *os.File) error {
 			return fmt.Errorf("giving the instance its directory: %w", err)
 		}
 	}
+	var err error
+	if r.null, err = makeNull("upper/dev"); err != nil {
+		return err
+	}
 	lower := make([]string, len(layers))
 	for i, layer := range layers {
 		at := "upper/" + strconv.Itoa(i)
@@ -86,6 +93,19 @@ func (r *rootfs) mount(layers []string, limit int64, users *os.File) error {
 	}
 	r.root = root
 	return nil
+}
+
+// makeNull makes a directory with a /dev/null in it, and opens that.
+func makeNull(dir string) (*os.File, error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("making the instance's directory: %w", err)
+	}
+	const mode, major, minor = unix.S_IFCHR | 0o644, 1, 3
+	name := dir + "/null"
+	if err := unix.Mknod(name, mode, int(unix.Mkdev(major, minor))); err != nil {
+		return nil, fmt.Errorf("making the instance's stdin: %w", err)
+	}
+	return os.OpenFile(name, os.O_RDWR, 0)
 }
 
 // mountLayer mounts a layer at a directory, which it makes. There its files belong to the users of a user namespace
@@ -135,8 +155,12 @@ func checkUsers(dir, layer string) error {
 	return r.unmount()
 }
 
-// release closes what the engine holds open in the root.
+// release closes what the engine holds open.
 func (r *rootfs) release() {
+	if r.null != nil {
+		r.null.Close()
+		r.null = nil
+	}
 	if r.root >= 0 {
 		unix.Close(r.root)
 		r.root = -1

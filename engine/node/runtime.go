@@ -63,20 +63,13 @@ func findRuntime(wanted string) (*ociRuntime, error) {
 }
 
 // create makes a container that waits for release, and returns its first process. It fails with what the
-// runtime said. stdout and stderr become the container's.
-func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdout, stderr *os.File) (int, error) {
+// runtime said. stdin, stdout and stderr become the container's: crun gives them to its user.
+func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdin, stdout, stderr *os.File) (int, error) {
 	pidFile, logFile := filepath.Join(bundle, "pid"), filepath.Join(bundle, "runtime.log")
 	cmd := exec.CommandContext(ctx, r.path, "--root", r.root, "--log", logFile, "--log-format", "json",
 		"create", "--bundle", bundle, "--pid-file", pidFile, id)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + defaultPath}
-	// crun gives the standard streams to the container's user. The machine's /dev/null must not become its: it could
-	// then take it away from everybody.
-	stdin, err := emptyPipe()
-	if err != nil {
-		return 0, err
-	}
-	defer stdin.Close()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
 	// The threads of the mount namespace live as long as the server: when it is killed, so is the runtime.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -85,7 +78,7 @@ func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdout, stde
 	}
 	waitErr := cmd.Wait()
 	var pid int
-	err = r.namespace.do(func() error {
+	err := r.namespace.do(func() error {
 		if waitErr != nil {
 			said, _ := os.ReadFile(logFile)
 			return runtimeError(said, waitErr)
@@ -104,15 +97,6 @@ func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdout, stde
 		err = ctx.Err()
 	}
 	return pid, err
-}
-
-// emptyPipe is a file that is at its end from the beginning.
-func emptyPipe() (*os.File, error) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return nil, fmt.Errorf("making a pipe for stdin: %w", err)
-	}
-	return r, w.Close()
 }
 
 // keepFilter remembers the compiled filter of a container, if the runtime is crun, which leaves it in a file.
