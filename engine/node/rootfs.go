@@ -23,7 +23,7 @@ type rootfs struct {
 	// null is a /dev/null of the instance's own, for its stdin: who runs in the instance will own it, and could take
 	// the machine's away from everybody.
 	null *os.File
-	ids  ids    // of the instance, by which it owns what is in the root
+	ids  ids // of the instance, by which it owns what is in the root
 }
 
 func (r *rootfs) rootDir() string  { return filepath.Join(r.dir, "rootfs") }
