@@ -136,7 +136,12 @@ func (s *Store) open() error {
 }
 
 // Close lets another process open the store. Nothing may use s any more.
-func (s *Store) Close() error { return s.lock.Close() }
+//
+// Closing the lock alone would keep the store locked for as long as a process that is just being started has a copy
+// of what this one had open.
+func (s *Store) Close() error {
+	return errors.Join(unix.Flock(int(s.lock.Fd()), unix.LOCK_UN), s.lock.Close())
+}
 
 func (s *Store) load() error {
 	if err := os.RemoveAll(s.tmp()); err != nil {
