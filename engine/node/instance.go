@@ -19,6 +19,8 @@ import (
 const (
 	// startupTimeout applies to specs that have none (contract C45).
 	startupTimeout = 240 * time.Second
+	// createPatience is how long the runtime may go on making a container that nobody wants any more.
+	createPatience = 10 * time.Second
 	// releasePatience is how long a created container may take to begin its program.
 	releasePatience = 10 * time.Second
 	// drainPatience is how long the last lines of a container that has ended may take to be read.

@@ -2,6 +2,8 @@ package node
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -253,4 +256,71 @@ func TestOpen_CleansUpAfterAServerThatWasKilled(t *testing.T) {
 			t.Errorf("left behind: %q", left)
 		}
 	}
+}
+
+// zombies lists children of this process that have ended and that nobody waits for: they are still there after a
+// while.
+func zombies(t *testing.T) []string {
+	t.Helper()
+	const looks = 50
+	var found []string
+	for range looks {
+		if found = endedChildren(t); len(found) == 0 {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return found
+}
+
+func endedChildren(t *testing.T) []string {
+	t.Helper()
+	var found []string
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range stats {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it is gone
+		}
+		// "pid (name) state ppid …"
+		_, after, _ := strings.Cut(string(text), ") ")
+		if fields := strings.Fields(after); len(fields) > 1 && fields[0] == "Z" && fields[1] == fmt.Sprint(os.Getpid()) {
+			found = append(found, string(text))
+		}
+	}
+	return found
+}
+
+func TestPrepare_CanceledAtAnyMomentLeavesNothing(t *testing.T) {
+	runtimes(t, func(t *testing.T, e *Engine) {
+		s := enginetest.New(t, e)
+		spec := s.Spec(t, nil, "serve")
+		begun := time.Now()
+		i, err := e.Prepare(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		took := time.Since(begun)
+		i.Stop(0)
+		const tries = 40
+		for n := range tries {
+			ctx, cancel := context.WithTimeout(t.Context(), took*time.Duration(n)/tries)
+			if i, err := e.Prepare(ctx, spec); err == nil {
+				i.Stop(0)
+			} else if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("canceled: %v", err)
+			}
+			cancel()
+		}
+		if left := zombies(t); len(left) > 0 {
+			t.Errorf("processes are left: %q", left)
+		}
+		if left := killAll(e.cgroups.directories()[0]); len(left) > 0 {
+			t.Errorf("processes are left in the cgroup: %v", left)
+		}
+		enginetest.Get(t, s.Start(t, nil, "serve"), "/")
+	})
 }

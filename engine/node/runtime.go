@@ -71,6 +71,10 @@ func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdin, stdou
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + defaultPath}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
+	// When ctx ends, the runtime comes to its end nevertheless, which takes milliseconds: killed in the middle, it
+	// would leave processes that nobody knows of.
+	cmd.Cancel = func() error { return os.ErrProcessDone }
+	cmd.WaitDelay = createPatience
 	// The threads of the mount namespace live as long as the server: when it is killed, so is the runtime.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := r.namespace.do(cmd.Start); err != nil {

@@ -10,12 +10,13 @@ import (
 )
 
 const (
-	// idsEach is how many user IDs, and group IDs, an instance has: 0 to 65535.
+	// idsEach is how many user IDs, and group IDs, an instance has: 0 to 65535. Files of others are nobody's inside
+	// (65534): they can be used as far as their mode lets everybody.
 	idsEach = 1 << 16
 	// firstID is the machine's ID for the first ID of the first instance. From here to 0x7ffdffff there is room
 	// for every instance of an engine, and nothing else: the range lies above those that useradd, /etc/subuid
 	// and systemd's containers are given, and below what does not fit in 31 bits
-	// (https://systemd.io/UIDS-GIDS calls it unused).
+	// (https://systemd.io/UIDS-GIDS calls it unused). Several servers on one machine share it.
 	firstID = 0x7000_0000
 )
 

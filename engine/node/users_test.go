@@ -133,6 +133,9 @@ func TestPrepare_RefusesToShowTheMachinesDevices(t *testing.T) {
 			t.Errorf("it has interfaces %q", enginetest.Get(t, i, "/list?path=/sys/class/net"))
 			i.Stop(0)
 		}
+		if left := zombies(t); len(left) > 0 {
+			t.Errorf("processes are left: %q", left)
+		}
 		t.Log(err) // crun falls back to the machine's, which the engine notices; runc fails
 		err = e.namespace.do(func() error { return unix.Unmount("/sys/class", unix.MNT_DETACH) })
 		if err != nil {
