@@ -123,6 +123,7 @@ func TestPrepare_RefusesToShowTheMachinesDevices(t *testing.T) {
 	runtimes(t, func(t *testing.T, e *Engine) {
 		s := enginetest.New(t, e)
 		spec := s.Spec(t, nil, "serve")
+		known := endedChildren(t)
 		// The kernel gives a user namespace no new sysfs where something covers a part of the old one.
 		err := e.namespace.do(func() error { return unix.Mount("cover", "/sys/class", "tmpfs", 0, "") })
 		if err != nil {
@@ -133,7 +134,7 @@ func TestPrepare_RefusesToShowTheMachinesDevices(t *testing.T) {
 			t.Errorf("it has interfaces %q", enginetest.Get(t, i, "/list?path=/sys/class/net"))
 			i.Stop(0)
 		}
-		if left := zombies(t); len(left) > 0 {
+		if left := zombies(t, known); len(left) > 0 {
 			t.Errorf("processes are left: %q", left)
 		}
 		t.Log(err) // crun falls back to the machine's, which the engine notices; runc fails
