@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -26,10 +28,11 @@ type Server struct {
 	Client *client.Client
 	PID    int
 
-	dir     string
+	dir     string // holds "state", the state directory, and "log", what the server wrote
 	binary  string
-	command *exec.Cmd
-	log     bytes.Buffer
+	process *os.Process
+	ended   chan struct{} // closed when the process has ended
+	err     error         // how it ended; read it after ended is closed
 }
 
 // Start runs bin/berth with extra flags and waits until it is ready.
@@ -42,54 +45,89 @@ func Start(ctx context.Context, flags ...string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{dir: dir, binary: binary}
-	args := append([]string{"server", "--state-dir", dir, "--api-address", "127.0.0.1:0", "--gateway-address", "127.0.0.1:0", "--access-log=false"}, flags...)
-	s.command = exec.Command(binary, args...)
-	s.command.Stdout, s.command.Stderr = &s.log, &s.log
-	if err := s.command.Start(); err != nil {
-		return nil, err
+	s := &Server{dir: dir, binary: binary, ended: make(chan struct{})}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	s.PID = s.command.Process.Pid
+	defer log.Close() // the process has its own
+	args := append([]string{"server", "--state-dir", s.state(), "--api-address", "127.0.0.1:0", "--gateway-address", "127.0.0.1:0", "--access-log=false"}, flags...)
+	command := exec.Command(binary, args...)
+	command.Stdout, command.Stderr = log, log
+	if err := command.Start(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	s.process, s.PID = command.Process, command.Process.Pid
+	go func() {
+		s.err = command.Wait()
+		close(s.ended)
+	}()
 	if err := s.awaitReady(ctx); err != nil {
-		s.Stop()
-		return nil, err
+		return nil, errors.Join(fmt.Errorf("starting berth server: %w; it wrote:\n%s", err, s.log()), s.Stop())
 	}
 	return s, nil
 }
 
 func (s *Server) awaitReady(ctx context.Context) error {
-	deadline := time.Now().Add(30 * time.Second)
-	for time.Now().Before(deadline) && ctx.Err() == nil {
-		if err := s.command.Process.Signal(syscall.Signal(0)); err != nil {
-			return fmt.Errorf("berth server ended: %s", s.log.String())
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		if ready, err := s.isReady(ctx); err != nil || ready {
+			return err
 		}
-		if config, err := client.Load(filepath.Join(s.dir, "kubeconfig")); err == nil {
-			if s.Client, err = client.New(config); err != nil {
-				return err
-			}
-			asking := http.Client{Transport: s.Client.Transport()}
-			if answer, err := asking.Get(config.Server + "/readyz"); err == nil {
-				answer.Body.Close()
-				if answer.StatusCode == http.StatusOK {
-					return nil
-				}
-			}
+		select {
+		case <-s.ended:
+			return errors.New("it ended")
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for it to be ready: %w", ctx.Err())
+		case <-time.After(20 * time.Millisecond):
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
-	return fmt.Errorf("berth server is not ready: %s", s.log.String())
+}
+
+// isReady asks the server. What it has not written yet, and no answer, are no errors.
+func (s *Server) isReady(ctx context.Context) (bool, error) {
+	config, err := client.Load(s.kubeconfig())
+	if err != nil {
+		return false, nil
+	}
+	if s.Client, err = client.New(config); err != nil {
+		return false, err
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, config.Server+"/readyz", nil)
+	if err != nil {
+		return false, err
+	}
+	answer, err := s.Client.Transport().RoundTrip(request)
+	if err != nil {
+		return false, nil
+	}
+	return answer.StatusCode == http.StatusOK, answer.Body.Close()
+}
+
+func (s *Server) state() string      { return filepath.Join(s.dir, "state") }
+func (s *Server) kubeconfig() string { return filepath.Join(s.state(), "kubeconfig") }
+
+// log is what the server wrote, or why that cannot be read.
+func (s *Server) log() string {
+	data, err := os.ReadFile(filepath.Join(s.dir, "log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(data)
 }
 
 // Stop ends the server as Ctrl-C does and removes what it kept.
 func (s *Server) Stop() error {
-	s.command.Process.Signal(syscall.SIGTERM)
-	err := s.command.Wait()
-	return errors.Join(err, os.RemoveAll(s.dir))
+	// It has ended already when this fails.
+	_ = s.process.Signal(syscall.SIGTERM)
+	<-s.ended
+	return errors.Join(s.err, os.RemoveAll(s.dir))
 }
 
 // Berth runs one berth command against the server.
 func (s *Server) Berth(ctx context.Context, args ...string) error {
-	command := exec.CommandContext(ctx, s.binary, append(args, "--kubeconfig", filepath.Join(s.dir, "kubeconfig"))...)
+	command := exec.CommandContext(ctx, s.binary, append(args, "--kubeconfig", s.kubeconfig())...)
 	out, err := command.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("berth %s: %w\n%s", strings.Join(args, " "), err, out)
@@ -144,21 +182,31 @@ func (s *Server) States(ctx context.Context) (map[string]int, error) {
 // Get asks a service on a connection of its own and returns how long the whole answer took. *.localhost need not
 // resolve on this machine: the gateway is dialed, the host name goes into the request.
 func Get(ctx context.Context, url string) (time.Duration, int, error) {
+	return GetOver(ctx, url, func(ctx context.Context, address string) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "tcp", address)
+	})
+}
+
+// GetOver is Get over the connection that dial makes to 127.0.0.1 and the URL's port.
+func GetOver(ctx context.Context, url string, dial func(ctx context.Context, address string) (net.Conn, error)) (time.Duration, int, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, 0, err
 	}
 	request.Host = request.URL.Host
 	request.URL.Host = "127.0.0.1:" + request.URL.Port()
-	transport := &http.Transport{DisableKeepAlives: true}
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(ctx context.Context, _, address string) (net.Conn, error) { return dial(ctx, address) },
+	}
 	start := time.Now()
 	answer, err := transport.RoundTrip(request)
 	if err != nil {
 		return time.Since(start), 0, err
 	}
 	defer answer.Body.Close()
-	var body bytes.Buffer
-	_, err = body.ReadFrom(answer.Body)
+	_, err = io.Copy(io.Discard, answer.Body)
 	return time.Since(start), answer.StatusCode, err
 }
 

@@ -1,6 +1,9 @@
 // Command coldstart measures cold starts of examples/hello: a request to a service at zero, from the client's
-// dial to the last byte of the answer, beside the floor in the same run: fork and exec of the same binary to its
-// first 200.
+// dial to the last byte of the answer, beside the floor in the same run: fork and exec of the same binary to the
+// last byte of its first answer.
+//
+// Each round runs the floor and then the cold start, when nothing else is under way: no instance is being prepared
+// or taken down. The floor's first connection that succeeds carries its request.
 package main
 
 import (
@@ -10,14 +13,21 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/berth-run/berth/bench"
 	"github.com/berth-run/berth/client"
+	"github.com/berth-run/berth/engine"
 )
 
 const rounds = 50
+
+// pollInterval is how often the floor tries to connect. Berth begins with 500 µs.
+const pollInterval = 200 * time.Microsecond
 
 func main() {
 	if err := run(context.Background()); err != nil {
@@ -39,19 +49,23 @@ func run(ctx context.Context) error {
 		return fmt.Errorf("building examples/hello: %w\n%s", err, out)
 	}
 
-	prepared, err := measure(ctx, hello, nil)
+	prepared, err := measure(ctx, hello, 1)
 	if err != nil {
 		return err
 	}
-	unprepared, err := measure(ctx, hello, []string{"--prepared", "0"})
+	unprepared, err := measure(ctx, hello, 0)
 	if err != nil {
 		return err
+	}
+	fmt.Printf("%d cold starts through the gateway, cached image, one prepared instance; all times at p50\n", rounds)
+	fmt.Println("prepared ahead:", prepared.ahead)
+	fmt.Println("on the request's path:", prepared.path)
+	fmt.Println("on the request's path, nothing prepared:", unprepared.path)
+	fmt.Println("the floor:", prepared.floorPath)
+	for _, stage := range prepared.path.order {
+		bench.Print("coldstart_path_"+stage+"_p50_ms", prepared.path.p50(stage), "ms")
 	}
 	floor := bench.Quantile(prepared.floor, 0.5)
-	fmt.Printf("%d cold starts through the gateway, cached image, one prepared instance; stages of the start at p50:\n", rounds)
-	for _, name := range prepared.order {
-		bench.Print("coldstart_stage_"+name+"_p50_ms", bench.Quantile(prepared.stages[name], 0.5), "ms")
-	}
 	bench.Print("coldstart_unprepared_p50_ms", bench.Quantile(unprepared.wait, 0.5), "ms")
 	bench.Print("coldstart_p50_ms", bench.Quantile(prepared.wait, 0.5), "ms")
 	bench.Print("coldstart_p99_ms", bench.Quantile(prepared.wait, 0.99), "ms")
@@ -60,20 +74,42 @@ func run(ctx context.Context) error {
 	return nil
 }
 
-type figures struct {
-	wait, floor []time.Duration
-	stages      map[string][]time.Duration
-	order       []string
+// stages are named steps and how long each took in every round.
+type stages struct {
+	order []string
+	took  map[string][]time.Duration
 }
 
-// measure interleaves cold starts of a server with runs of the floor.
-func measure(ctx context.Context, hello string, flags []string) (figures, error) {
-	f := figures{stages: map[string][]time.Duration{}}
-	wantPrepared := 1
-	if len(flags) > 0 {
-		wantPrepared = 0
+func (s *stages) add(name string, took time.Duration) {
+	if s.took == nil {
+		s.took = map[string][]time.Duration{}
 	}
-	s, err := bench.Start(ctx, append(flags, "--stable-window", "1s", "--scale-to-zero-grace", "0s")...)
+	if _, ok := s.took[name]; !ok {
+		s.order = append(s.order, name)
+	}
+	s.took[name] = append(s.took[name], took)
+}
+
+func (s *stages) p50(name string) float64 { return bench.Quantile(s.took[name], 0.5) }
+
+// String lists the stages: "release 0.51 ms, listen 2.13 ms".
+func (s stages) String() string {
+	var parts []string
+	for _, name := range s.order {
+		parts = append(parts, fmt.Sprintf("%s %.2f ms", name, s.p50(name)))
+	}
+	return strings.Join(parts, ", ")
+}
+
+type figures struct {
+	wait, floor            []time.Duration
+	ahead, path, floorPath stages
+}
+
+// measure interleaves runs of the floor with cold starts of a server that keeps as many instances prepared.
+func measure(ctx context.Context, hello string, wantPrepared int) (figures, error) {
+	var f figures
+	s, err := bench.Start(ctx, "--prepared", strconv.Itoa(wantPrepared), "--stable-window", "1s", "--scale-to-zero-grace", "0s")
 	if err != nil {
 		return f, err
 	}
@@ -90,66 +126,97 @@ func measure(ctx context.Context, hello string, flags []string) (figures, error)
 		if err != nil {
 			return f, err
 		}
-		wait, status, err := bench.Get(ctx, url)
-		if err != nil || status != 200 {
-			return f, fmt.Errorf("cold request: status %d, %w", status, err)
+		if err := f.addFloor(ctx, hello); err != nil {
+			return f, err
 		}
-		f.wait = append(f.wait, wait)
+		begun := time.Now()
+		wait, status, err := bench.Get(ctx, url)
+		if err != nil {
+			return f, fmt.Errorf("cold request: %w", err)
+		}
+		if status != 200 {
+			return f, fmt.Errorf("cold request: status %d", status)
+		}
 		instances, err := s.Client.Instances(ctx, "default")
 		if err != nil {
 			return f, err
 		}
-		f.addStages(instances)
-		took, err := floor(hello)
-		if err != nil {
-			return f, err
+		i := slices.IndexFunc(instances, func(i client.Instance) bool { return i.State == engine.Ready })
+		if i < 0 {
+			return f, fmt.Errorf("there is no ready instance after a cold request, only %+v", instances)
 		}
-		f.floor = append(f.floor, took)
+		f.wait = append(f.wait, wait)
+		f.addStart(begun, wait, instances[i], wantPrepared > 0)
 	}
 	return f, nil
 }
 
-func (f *figures) addStages(instances []client.Instance) {
-	for _, i := range instances {
-		if i.State != "ready" {
+// addStart divides a cold start. Its instance was claimed for the request at a time, and ready at another: before
+// the one the request was on its way to the instance, after the other on its way through it.
+func (f *figures) addStart(begun time.Time, wait time.Duration, i client.Instance, prepared bool) {
+	claimed := i.Since.Add(-i.StartTook)
+	f.path.add("wake", claimed.Sub(begun))
+	other := i.StartTook
+	for _, stage := range i.Stages {
+		if prepared && stage.Name != "release" && stage.Name != "listen" {
+			f.ahead.add(stage.Name, stage.Took)
 			continue
 		}
-		for _, stage := range i.Stages {
-			if _, ok := f.stages[stage.Name]; !ok {
-				f.order = append(f.order, stage.Name)
-			}
-			f.stages[stage.Name] = append(f.stages[stage.Name], stage.Took)
-		}
+		f.path.add(stage.Name, stage.Took)
+		other -= stage.Took
 	}
+	f.path.add("other", other) // between the stages
+	f.path.add("answer", begun.Add(wait).Sub(i.Since))
 }
 
-// floor starts the program directly and asks it until it answers 200.
-func floor(hello string) (time.Duration, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// addFloor starts the program directly and asks it on the first connection that it takes.
+func (f *figures) addFloor(ctx context.Context, hello string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free now
 	if err != nil {
-		return 0, err
+		return err
 	}
-	port := l.Addr().(*net.TCPAddr).Port
+	address := l.Addr().(*net.TCPAddr)
 	l.Close()
 	command := exec.Command(hello)
-	command.Env = []string{"PORT=" + strconv.Itoa(port)}
+	command.Env = []string{"PORT=" + strconv.Itoa(address.Port)}
 	start := time.Now()
 	if err := command.Start(); err != nil {
-		return 0, err
+		return err
 	}
 	defer func() {
 		command.Process.Kill()
 		command.Wait()
 	}()
-	url := fmt.Sprintf("http://127.0.0.1:%d/", port)
-	for time.Since(start) < 10*time.Second {
-		if c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			c.Close()
-			if _, status, err := bench.Get(context.Background(), url); err == nil && status == 200 {
-				return time.Since(start), nil
+	var connected time.Time
+	_, status, err := bench.GetOver(ctx, "http://"+address.String()+"/", func(ctx context.Context, address string) (net.Conn, error) {
+		var dialer net.Dialer
+		for {
+			conn, err := dialer.DialContext(ctx, "tcp", address)
+			if err == nil {
+				connected = time.Now()
+				return conn, nil
+			}
+			if ctx.Err() != nil {
+				return nil, fmt.Errorf("%s does not listen: %w", hello, err)
+			}
+			// Not time.Sleep, which rounds up to a millisecond.
+			pause := syscall.NsecToTimespec(int64(pollInterval))
+			if err := syscall.Nanosleep(&pause, nil); err != nil && err != syscall.EINTR {
+				return nil, err
 			}
 		}
-		time.Sleep(200 * time.Microsecond)
+	})
+	took := time.Since(start)
+	if err != nil {
+		return err
 	}
-	return 0, fmt.Errorf("%s did not answer within 10 s", hello)
+	if status != 200 {
+		return fmt.Errorf("%s answered with status %d", hello, status)
+	}
+	f.floor = append(f.floor, took)
+	f.floorPath.add("listen", connected.Sub(start))
+	f.floorPath.add("answer", took-connected.Sub(start))
+	return nil
 }
