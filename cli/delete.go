@@ -140,7 +140,7 @@ func (d *deletion[T]) await(ctx context.Context, p *program, berth *client.Clien
 }
 
 // checkUnused refuses to delete a revision that gets requests: its service would have nowhere to send them, and every
-// deploy after that would fail.
+// deploy after that would fail. The newest one would not be gone for long.
 func (p *program) checkUnused(ctx context.Context, berth *client.Client, namespace, name string) error {
 	revision, err := berth.Revisions(namespace).Get(ctx, name)
 	if err != nil {
@@ -152,13 +152,15 @@ func (p *program) checkUnused(ctx context.Context, berth *client.Client, namespa
 		return nil
 	case err != nil:
 		return err
+	case service.Status.LatestCreatedRevisionName == name:
+		return fmt.Errorf("revision %q is the newest of service %q, which would make it again at once: deploy another one first, "+
+			"or delete the service: %s", name, service.Name, p.command("services delete %s", service.Name))
 	}
 	percent, tags := use(service, name)
 	if percent == 0 && len(tags) == 0 {
 		return nil
 	}
-	var reasons, remedies []string
-	update := func(flag string) string { return p.command("services update-traffic %s %s", service.Name, flag) }
+	var reasons, flags []string
 	if percent > 0 {
 		reasons = append(reasons, fmt.Sprintf("has %d percent of the traffic", percent))
 		other, err := otherReady(ctx, berth, service, name)
@@ -166,9 +168,9 @@ func (p *program) checkUnused(ctx context.Context, berth *client.Client, namespa
 		case err != nil:
 			return err
 		case service.Status.LatestReadyRevisionName != name:
-			remedies = append(remedies, update("--to-latest"))
+			flags = append(flags, "--to-latest")
 		case other != "":
-			remedies = append(remedies, update("--to-revisions "+other+"=100"))
+			flags = append(flags, "--to-revisions "+other+"=100")
 		default:
 			return fmt.Errorf("revision %q is the only one of service %q that can take requests; to delete both give: %s",
 				name, service.Name, p.command("services delete %s", service.Name))
@@ -176,10 +178,11 @@ func (p *program) checkUnused(ctx context.Context, berth *client.Client, namespa
 	}
 	if len(tags) > 0 {
 		reasons = append(reasons, "has the tag "+strings.Join(tags, ", "))
-		remedies = append(remedies, update("--remove-tags "+strings.Join(tags, ",")))
+		flags = append(flags, "--remove-tags "+strings.Join(tags, ","))
 	}
 	return fmt.Errorf("revision %q %s of service %q, which would fail without it; first give: %s",
-		name, strings.Join(reasons, " and "), service.Name, strings.Join(remedies, " and "))
+		name, strings.Join(reasons, " and "), service.Name,
+		p.command("services update-traffic %s %s", service.Name, strings.Join(flags, " ")))
 }
 
 // otherReady is the newest ready revision of a service besides one, "" when there is none.

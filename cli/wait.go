@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"slices"
 	"strings"
 	"sync"
 
@@ -184,24 +183,27 @@ func (p *program) mend(service *serving.Service) string {
 	if !routes.IsFalse() {
 		return ""
 	}
-	var commands []string
+	toLatest := ""
+	var tags []string
 	for _, target := range service.Spec.Traffic {
 		if !strings.Contains(routes.Message, fmt.Sprintf("Revision %q referenced in traffic not found", target.RevisionName)) {
 			continue
 		}
-		flag := "--to-latest"
 		if target.Tag != "" {
-			flag = "--remove-tags " + target.Tag
+			tags = append(tags, target.Tag)
 		}
-		command := p.command("services update-traffic %s %s", service.Name, flag)
-		if !slices.Contains(commands, command) {
-			commands = append(commands, command)
+		if target.Percent != nil && *target.Percent > 0 {
+			toLatest = " --to-latest"
 		}
 	}
-	if len(commands) == 0 {
+	removeTags := ""
+	if len(tags) > 0 {
+		removeTags = " --remove-tags " + strings.Join(tags, ",")
+	}
+	if toLatest+removeTags == "" {
 		return ""
 	}
-	return "\nTo mend it give: " + strings.Join(commands, " and ")
+	return "\nTo mend it give: " + p.command("services update-traffic %s%s%s", service.Name, toLatest, removeTags)
 }
 
 // failure is the whole story: the service's message, and the revision's where that says more.
