@@ -66,6 +66,9 @@ func traces(t *testing.T, dir string) []string {
 	if strings.Contains(string(tables), "berth_"+mark) {
 		found = append(found, "packet rules")
 	}
+	if _, err := os.Stat(lifeFile(mark)); err == nil {
+		found = append(found, "file "+lifeFile(mark))
+	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
@@ -82,8 +85,8 @@ func traces(t *testing.T, dir string) []string {
 			found = append(found, "process "+path)
 		}
 	}
-	if _, err := os.Stat("/run/berth-" + mark); err == nil {
-		found = append(found, "directory /run/berth-"+mark)
+	if _, err := os.Stat(runDir(mark)); err == nil {
+		found = append(found, "directory "+runDir(mark))
 	}
 	return found
 }
@@ -215,37 +218,44 @@ func TestCrashingServer(t *testing.T) {
 	group.Wait()
 }
 
+// crash runs a server on dir and kills it in the middle of its work.
+func crash(t *testing.T, dir string) {
+	t.Helper()
+	server := exec.Command(os.Args[0], "-test.run=^TestCrashingServer$", "-test.v")
+	server.Env = append(server.Environ(), crashDir+"="+dir, "TMPDIR="+dir)
+	output, err := server.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	lines := bufio.NewScanner(output)
+	for lines.Scan() {
+		said = append(said, lines.Text())
+		if lines.Text() == "ready" {
+			break
+		}
+	}
+	if !slices.Contains(said, "ready") {
+		t.Fatalf("the server did not get ready:\n%s", strings.Join(said, "\n"))
+	}
+	// Not after the kill: any other server that starts removes them.
+	if len(traces(t, dir)) == 0 {
+		t.Error("a running server leaves no traces: the test does not look where they are")
+	}
+	if err := server.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, output)
+	_ = server.Wait() // it was killed: an error is right
+}
+
 func TestOpen_CleansUpAfterAServerThatWasKilled(t *testing.T) {
 	for range 3 {
 		dir := t.TempDir()
-		server := exec.Command(os.Args[0], "-test.run=^TestCrashingServer$", "-test.v")
-		server.Env = append(server.Environ(), crashDir+"="+dir, "TMPDIR="+dir)
-		output, err := server.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := server.Start(); err != nil {
-			t.Fatal(err)
-		}
-		var said []string
-		lines := bufio.NewScanner(output)
-		for lines.Scan() {
-			said = append(said, lines.Text())
-			if lines.Text() == "ready" {
-				break
-			}
-		}
-		if !slices.Contains(said, "ready") {
-			t.Fatalf("the server did not get ready:\n%s", strings.Join(said, "\n"))
-		}
-		if err := server.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.Copy(io.Discard, output)
-		_ = server.Wait() // it was killed: an error is right
-		if len(traces(t, dir)) == 0 {
-			t.Error("a killed server leaves no traces: the test does not look where they are")
-		}
+		crash(t, dir)
 		e := openEngine(t, dir)
 		s := enginetest.New(t, e)
 		enginetest.Get(t, s.Start(t, nil, "serve"), "/")
@@ -255,6 +265,27 @@ func TestOpen_CleansUpAfterAServerThatWasKilled(t *testing.T) {
 		if left := traces(t, dir); len(left) > 0 {
 			t.Errorf("left behind: %q", left)
 		}
+	}
+}
+
+func TestOpen_CleansUpAfterAServerWhoseDirectoryIsGone(t *testing.T) {
+	living := openEngine(t, t.TempDir())
+	i := enginetest.New(t, living).Start(t, nil, "serve")
+	dir := filepath.Join(t.TempDir(), "state")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	crash(t, dir)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	openEngine(t, t.TempDir())
+	if left := traces(t, dir); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+	enginetest.Get(t, i, "/")
+	if restored, err := living.firewall.restore(); restored || err != nil {
+		t.Errorf("the packet rules of a living server were gone: %v, %v", restored, err)
 	}
 }
 

@@ -4,7 +4,7 @@
 // Nothing that the engine makes outlives the process by much. Mounts are in a mount namespace of its own,
 // network namespaces are held by file descriptors, the OCI runtime's state is in memory; they go when the server
 // does, however it ends. What stays after a kill, processes and their cgroups, interfaces and packet rules, is
-// found by names that are made from the state directory, and removed by the next Open on it.
+// found by names that are made from the state directory, and removed by the next Open, on that or another directory.
 package node
 
 import (
@@ -55,6 +55,7 @@ type Engine struct {
 	users string
 
 	lock      *os.File
+	life      *os.File // locked for as long as the engine lives, outside its directory
 	cgroups   *cgroups
 	namespace *mountNamespace
 	runtime   *ociRuntime
@@ -110,9 +111,13 @@ func (e *Engine) open(dir string, config Config) error {
 	if e.cgroups, err = findCgroups("berth-" + mark); err != nil {
 		return err
 	}
+	if e.life, err = claimLife(mark, dir); err != nil {
+		return err
+	}
 	if err := e.cgroups.open(); err != nil {
 		return err
 	}
+	e.collectLeftovers(mark)
 	e.swapCounted = e.cgroups.countsSwap()
 	if err := e.readLimits(); err != nil {
 		return err
@@ -123,7 +128,7 @@ func (e *Engine) open(dir string, config Config) error {
 	if err := becomeSubreaper(); err != nil {
 		return err
 	}
-	if err := e.openNamespace("/run/berth-"+mark, dir); err != nil {
+	if err := e.openNamespace(runDir(mark), dir); err != nil {
 		return err
 	}
 	shifted, err := e.checkUsers(config.UserNamespaces, dir)
@@ -362,8 +367,13 @@ func (e *Engine) release() error {
 			errs = append(errs, fmt.Errorf("removing the engine's directory: %w", err))
 		}
 	}
-	if e.cgroups != nil {
+	if e.life != nil {
 		errs = append(errs, e.cgroups.sweep())
+		if errors.Join(errs...) == nil {
+			errs = append(errs, releaseLife(e.life))
+		} else {
+			errs = append(errs, unlock(e.life)) // others may succeed
+		}
 	}
 	if e.lock != nil {
 		errs = append(errs, unlock(e.lock))
