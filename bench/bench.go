@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/berth-run/berth/client"
+	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/serving"
 )
 
@@ -177,6 +179,18 @@ func (s *Server) States(ctx context.Context) (map[string]int, error) {
 		states[string(i.State)]++
 	}
 	return states, nil
+}
+
+// AwaitZero waits until there are no instances but as many prepared ones.
+func (s *Server) AwaitZero(ctx context.Context, prepared int) error {
+	want := map[string]int{}
+	if prepared > 0 {
+		want[string(engine.Prepared)] = prepared
+	}
+	return Await(ctx, "the service to be at zero", func() (bool, error) {
+		states, err := s.States(ctx)
+		return err == nil && maps.Equal(states, want), err
+	})
 }
 
 // Get asks a service on a connection of its own and returns how long the whole answer took. *.localhost need not

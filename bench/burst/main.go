@@ -30,11 +30,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = bench.Await(ctx, "the service to be at zero", func() (bool, error) {
-		states, err := s.States(ctx)
-		return states["prepared"] == 1 && len(states) == 1, err
-	})
-	if err != nil {
+	if err := s.AwaitZero(ctx, 1); err != nil {
 		return err
 	}
 

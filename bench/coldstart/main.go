@@ -106,10 +106,10 @@ type figures struct {
 	ahead, path, floorPath stages
 }
 
-// measure interleaves runs of the floor with cold starts of a server that keeps as many instances prepared.
-func measure(ctx context.Context, hello string, wantPrepared int) (figures, error) {
+// measure interleaves runs of the floor with cold starts of a server that keeps so many instances prepared: 0 or 1.
+func measure(ctx context.Context, hello string, prepared int) (figures, error) {
 	var f figures
-	s, err := bench.Start(ctx, "--prepared", strconv.Itoa(wantPrepared), "--stable-window", "1s", "--scale-to-zero-grace", "0s")
+	s, err := bench.Start(ctx, "--prepared", strconv.Itoa(prepared), "--stable-window", "1s", "--scale-to-zero-grace", "0s")
 	if err != nil {
 		return f, err
 	}
@@ -119,11 +119,7 @@ func measure(ctx context.Context, hello string, wantPrepared int) (figures, erro
 		return f, err
 	}
 	for range rounds {
-		err := bench.Await(ctx, "the service to be at zero", func() (bool, error) {
-			states, err := s.States(ctx)
-			return states["prepared"] == wantPrepared && len(states) == wantPrepared, err
-		})
-		if err != nil {
+		if err := s.AwaitZero(ctx, prepared); err != nil {
 			return f, err
 		}
 		if err := f.addFloor(ctx, hello); err != nil {
@@ -146,7 +142,7 @@ func measure(ctx context.Context, hello string, wantPrepared int) (figures, erro
 			return f, fmt.Errorf("there is no ready instance after a cold request, only %+v", instances)
 		}
 		f.wait = append(f.wait, wait)
-		f.addStart(begun, wait, instances[i], wantPrepared > 0)
+		f.addStart(begun, wait, instances[i], prepared > 0)
 	}
 	return f, nil
 }
