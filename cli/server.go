@@ -53,6 +53,7 @@ Every flag can be given as an environment variable too: --api-address is BERTH_A
 	orderServerFlags(c.Flags())
 	// The only errors are flags that do not exist.
 	_ = c.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"crun", "runc"}, cobra.ShellCompDirectiveDefault))
+	_ = c.RegisterFlagCompletionFunc("user-namespaces", cobra.FixedCompletions([]string{"on", "off", "auto"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.MarkFlagDirname("state-dir")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		var names []string
