@@ -30,12 +30,12 @@ type Config struct {
 	Domain         string `flag:"domain" help:"domain of service URLs: http://NAME.NAMESPACE.DOMAIN"`
 
 	InstanceNetwork    netip.Prefix  `flag:"instance-network" help:"IPv4 network to give instances their addresses from; a part of it that no interface uses is taken"`
-	DNS                []string      `flag:"dns" help:"DNS servers that instances' questions are forwarded to, as HOST or HOST:PORT (default: those of /etc/resolv.conf)"`
+	DNS                []string      `flag:"dns" help:"DNS servers that instances' questions are forwarded to, as ADDRESS or ADDRESS:PORT (default: those of /etc/resolv.conf)"`
 	Runtime            string        `flag:"runtime" help:"OCI runtime: crun, runc, or a path (default: crun where it is installed, else runc)"`
 	UserNamespaces     string        `flag:"user-namespaces" help:"give every instance users of its own, its root too, that are nobody on the machine: on, off, or auto (on where the machine can; what is missing is logged)"`
 	InsecureRegistries []string      `flag:"insecure-registry" help:"registries that are asked over plain HTTP, as HOST or HOST:PORT"`
 	DockerConfig       string        `flag:"docker-config" help:"Docker's config.json with registry credentials (default: $DOCKER_CONFIG/config.json or ~/.docker/config.json)"`
-	LogKeep            ByteSize      `flag:"log-keep" help:"bytes of log kept for each revision"`
+	LogKeep            ByteSize      `flag:"log-keep" help:"bytes of log kept for each revision, at least 512Ki"`
 	PullTimeout        time.Duration `flag:"pull-timeout" help:"longest time to pull one image"`
 	ImageKeep          time.Duration `flag:"image-keep" help:"how long an image that no revision uses is kept"`
 

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -283,4 +284,29 @@ func TestInstance_FindsTheContractsFiles(t *testing.T) {
 			t.Errorf("KM19: %v", err)
 		}
 	}
+}
+
+func TestInstance_OpensNoDevicesOfItsImage(t *testing.T) {
+	runtimes(t, func(t *testing.T, e *Engine) {
+		i := enginetest.New(t, e).Start(t, nil, "serve").(*instance)
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", i.process.pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		checked := false
+		for line := range strings.Lines(string(text)) { // "36 35 0:31 / / rw,nodev - overlay …"
+			if fields := strings.Fields(line); fields[4] == "/" {
+				checked = true
+				if !slices.Contains(strings.Split(fields[5], ","), "nodev") {
+					t.Errorf("its root is mounted with %s", fields[5])
+				}
+			}
+		}
+		if !checked {
+			t.Errorf("it has no root: %s", text)
+		}
+		if got := enginetest.Get(t, i, "/read?path=/dev/stdin"); got != "" {
+			t.Errorf("stdin has %q", got)
+		}
+	})
 }

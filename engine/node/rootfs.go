@@ -55,6 +55,7 @@ func (r *rootfs) mount(layers []string, limit int64, users *os.File) error {
 	if limit > 0 {
 		options += ",size=" + strconv.FormatInt(limit, 10)
 	}
+	// Not MS_NODEV as the root is: the container may open its stdin again by name, and no other device is reached here.
 	if err := unix.Mount("berth", r.upperDir(), "tmpfs", 0, options); err != nil {
 		return fmt.Errorf("mounting memory for the instance's writes: %w", err)
 	}
