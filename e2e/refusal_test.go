@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/berth-run/berth/server"
 )
@@ -51,8 +52,17 @@ func named(t *testing.T, text string, words ...string) {
 
 func TestServer_RefusesAStateDirectoryInUse(t *testing.T) {
 	t.Parallel()
-	p := start(t, nil)
+	p := start(t, func(c *server.Config) { c.Scaling.Prepared = 0 })
 	url := p.deploy(service("hello", program(t, "hello"))).Status.URL.String()
+	// The first server's own traces must not grow meanwhile: it fills its pool of networks after a start.
+	last := -1
+	await(t, "the first server to come to rest", func() error {
+		now := len(traceOf(t, p.dir).all())
+		rest := errorUnless(now == last, "%d traces, %d before", now, last)
+		last = now
+		time.Sleep(300 * time.Millisecond)
+		return rest
+	})
 	refused(t, settings(p.dir), p.dir, "another berth server", strconv.Itoa(os.Getpid()), "--state-dir")
 	if a := p.get(url); a.status != 200 {
 		t.Errorf("the first server answers %d %q afterwards", a.status, a.body)
