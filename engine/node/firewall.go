@@ -170,9 +170,6 @@ func (f *firewall) watch(ctx context.Context, changed <-chan struct{}) {
 			f.tellObstacles()
 		}
 		restored, err := f.restore()
-		if err == nil {
-			err = f.forwarding.ensure()
-		}
 		switch {
 		case err != nil && !failing:
 			f.logger.Error("restoring the packet rules that keep instances apart: they do not until it is done", "table", f.table, "error", err)
@@ -180,6 +177,9 @@ func (f *firewall) watch(ctx context.Context, changed <-chan struct{}) {
 			f.logger.Error("another program had removed or changed the packet rules that keep instances apart; they are restored", "table", f.table)
 		}
 		failing = err != nil
+		if err := f.forwarding.ensure(); err != nil {
+			f.logger.Warn("looking after forwarding, without which instances reach no network", "error", err)
+		}
 		if restored && sleep(ctx, restorePause) != nil {
 			return
 		}
