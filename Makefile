@@ -29,7 +29,7 @@ check:
 	$(GO) vet ./...
 
 test: deps check
-	@scripts/deps debootstrap
+	@scripts/deps debootstrap ip iptables
 	$(GO) test -race -timeout 14m ./...
 
 bench: $(BENCH:%=bench-%)
