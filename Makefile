@@ -29,7 +29,7 @@ check:
 	$(GO) vet ./...
 
 test: deps check
-	@scripts/deps debootstrap ip iptables
+	@scripts/deps debootstrap ip iptables runc
 	$(GO) test -race -timeout 14m ./...
 
 bench: $(BENCH:%=bench-%)
