@@ -129,7 +129,7 @@ func (t *table) find(namespace, name string) (int, bool) {
 
 // keepDecoded is how many objects stay decoded: enough for the reconcilers, which read one service's objects again
 // and again while it is deployed.
-const keepDecoded = 128
+const keepDecoded = 32
 
 // recent keeps the objects that were decoded last, and forgets the oldest for each new one.
 type recent struct {
