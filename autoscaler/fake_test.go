@@ -164,6 +164,7 @@ type fakePool struct {
 	concurrency int // requests that are there
 	rate        int // requests that arrive in a second
 	instances   map[engine.Instance]bool
+	suspended   map[engine.Instance]bool
 	idlest      []engine.Instance                 // see Idlest
 	draining    map[engine.Instance]chan struct{} // see hold
 	held        bool
@@ -264,6 +265,21 @@ func (p *fakePool) Remove(instance engine.Instance) <-chan struct{} {
 		close(ended)
 	}
 	return ended
+}
+
+func (p *fakePool) Suspend(instance engine.Instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.suspended == nil {
+		p.suspended = map[engine.Instance]bool{}
+	}
+	p.suspended[instance] = true
+}
+
+func (p *fakePool) Resume(instance engine.Instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.suspended, instance)
 }
 
 // Idlest returns the first of those that the test calls idle, and that have not been removed.
@@ -367,3 +383,11 @@ func revision(t testing.TB, a *Autoscaler, name string, limit int, annotations .
 		Reachable: true,
 	}, pool
 }
+
+func (*fakeInstance) Readiness() <-chan bool { return nil }
+
+func (*fakeInstance) Exec(context.Context, engine.Command) (int, error) {
+	return 0, errors.ErrUnsupported
+}
+
+func (*fakeInstance) Containers() []engine.ContainerStatus { return nil }

@@ -140,6 +140,8 @@ func (f *fleet) snapshot() *published {
 			Created:   m.created,
 			StartTook: m.took,
 			Stages:    m.instance.Stages(),
+
+			Containers: m.instance.Containers(),
 		})
 	}
 	return p

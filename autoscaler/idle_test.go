@@ -25,6 +25,8 @@ func (p *quietPool) Remove(engine.Instance) <-chan struct{} {
 	return c
 }
 func (p *quietPool) Idlest() engine.Instance { return nil }
+func (p *quietPool) Suspend(engine.Instance) {}
+func (p *quietPool) Resume(engine.Instance)  {}
 func (p *quietPool) Fail(error)              {}
 
 func (p *quietPool) Load() Load {

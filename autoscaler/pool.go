@@ -12,6 +12,11 @@ type Pool interface {
 	// Add offers a ready instance to requests.
 	Add(instance engine.Instance)
 
+	// Suspend keeps new requests from an instance that takes none for a while; those in flight go on.
+	// Resume offers it again. Both do nothing for an instance that is unknown or taken back.
+	Suspend(instance engine.Instance)
+	Resume(instance engine.Instance)
+
 	// Remove takes an instance back: it gets no new request from now on. The channel is closed when the last
 	// request in flight on it has ended. Removing an unknown instance returns a closed channel.
 	Remove(instance engine.Instance) <-chan struct{}

@@ -85,4 +85,7 @@ type InstanceStatus struct {
 	Created   time.Time      `json:"created"`
 	StartTook time.Duration  `json:"startTook"` // from start to ready, 0 before
 	Stages    []engine.Stage `json:"stages"`
+	// Unready says that it is in state ready and takes no requests for a while (engine.Instance.Readiness).
+	Unready    bool                     `json:"unready,omitempty"`
+	Containers []engine.ContainerStatus `json:"containers"`
 }

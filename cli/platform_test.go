@@ -244,3 +244,11 @@ func (i *fakeInstance) Exit() engine.Exit       { return engine.Exit{} }
 func (i *fakeInstance) Stages() []engine.Stage {
 	return []engine.Stage{{Name: "create", Took: 1500 * time.Microsecond}, {Name: "listen", Took: 2300 * time.Millisecond}}
 }
+
+func (*fakeInstance) Readiness() <-chan bool { return nil }
+
+func (*fakeInstance) Exec(context.Context, engine.Command) (int, error) {
+	return 0, errors.ErrUnsupported
+}
+
+func (*fakeInstance) Containers() []engine.ContainerStatus { return nil }

@@ -5,6 +5,7 @@ package engine
 
 import (
 	"context"
+	"io"
 	"net"
 	"time"
 )
@@ -50,11 +51,24 @@ type Instance interface {
 	// An instance that was never started is removed without a signal to user code.
 	Stop(grace time.Duration)
 
-	// Exited is closed when user code has ended, whoever ended it.
+	// Exited is closed when user code has ended, whoever ended it. A container that the engine starts again in place
+	// does not end its instance.
 	Exited() <-chan struct{}
 
 	// Exit tells how user code ended. It is meaningful once Exited is closed.
 	Exit() Exit
+
+	// Readiness tells when an instance that has become ready can take no requests for a while (false), because a
+	// readiness probe fails or a container is started again, and when it can again (true). It is never closed.
+	// Only the newest change is kept for a reader that is slow.
+	Readiness() <-chan bool
+
+	// Exec runs a command in one of the instance's containers and returns when it has ended, with its exit code
+	// (128 + n when signal n ended it). An error means that it did not run, or not to its end.
+	Exec(ctx context.Context, command Command) (code int, err error)
+
+	// Containers tell how the instance's containers are, in the order of Spec: Container, then Sidecars.
+	Containers() []ContainerStatus
 
 	// Stages are the steps of this instance's start so far and how long each took, in order.
 	Stages() []Stage
@@ -68,13 +82,15 @@ type Spec struct {
 	Configuration string // K_CONFIGURATION
 	Revision      string // K_REVISION
 
-	Container Container
+	Container Container   // the one that requests go to (contract C8)
+	Sidecars  []Container // the others; all share one network
+	Volumes   []Volume    // what the containers' mounts name
 
 	// StartupTimeout bounds the time from Start to ready (contract C45: 240 s).
 	StartupTimeout time.Duration
 }
 
-// Container is the user's container.
+// Container is one of the user's containers.
 type Container struct {
 	Name  string // container name; "user-container" when the user gave none
 	Image string // reference by digest: "registry/repo@sha256:…"
@@ -86,13 +102,91 @@ type Container struct {
 	Env        []Env    // the user's, resolved; the engine adds PORT, K_* and the image's own
 	WorkingDir string   // "" for the image's
 	User       *int64   // runAsUser; nil for the image's USER
-	Port       int      // PORT: where it must listen
-	HTTP2      bool     // it speaks h2c on Port (port name "h2c", contract C13)
+	Group      *int64   // runAsGroup; nil for the user's own
+	NonRoot    bool     // runAsNonRoot: refuse to run as user 0
+	ReadOnly   bool     // readOnlyRootFilesystem: only mounts can be written to
+	Drop, Add  []string // capabilities, as "NET_BIND_SERVICE" or "ALL": what is dropped of the engine's set, then added
+	Mounts     []Mount
+	Port       int  // PORT: where it must listen
+	HTTP2      bool // it speaks h2c on Port (port name "h2c", contract C13)
 
 	CPU    int64 // limit in thousandths of a CPU; 0 is unlimited
 	Memory int64 // limit in bytes; 0 is unlimited
 
-	StartupProbe *Probe // nil: TCP on Port within StartupTimeout (contract 1.3)
+	// StartupProbe passes before the instance takes its first request, and before the other probes begin. nil is TCP on
+	// Port within StartupTimeout (contract 1.3), and nothing for a sidecar, which has no Port.
+	StartupProbe *Probe
+	// ReadinessProbe, while it fails, keeps new requests from the instance; nil is none.
+	ReadinessProbe *Probe
+	// LivenessProbe starts the container again when it fails; nil is none.
+	LivenessProbe *Probe
+	// TerminationGrace is what the container is given between SIGTERM and SIGKILL when it is started again after its
+	// liveness probe failed; 0 is the engine's default.
+	TerminationGrace time.Duration
+}
+
+// Volume is a directory that containers mount. Everything in it goes with the instance.
+type Volume struct {
+	Name string
+	// Files returns what is in the volume; nil for one that is empty and may be written to. It is called when an
+	// instance is prepared, and again about every minute while the instance lives: files that have changed are
+	// replaced all at once, as Kubernetes does, so that a reader never sees half of a change.
+	Files func(ctx context.Context) ([]File, error)
+	// SizeLimit bounds what can be written to an empty volume, in bytes; 0 is the container's memory.
+	SizeLimit int64
+}
+
+// File is one file of a volume that the platform fills.
+type File struct {
+	Path string // relative, clean, without ".."; directories are made
+	Mode uint32 // permission bits
+	Data []byte
+}
+
+// Mount is where a container sees a volume, or a part of it.
+type Mount struct {
+	Volume   string // its name in Spec.Volumes
+	Path     string // absolute, in the container
+	SubPath  string // a file or directory in the volume; "" is all of it
+	ReadOnly bool
+}
+
+// Command is what Exec runs.
+type Command struct {
+	Container string // its name; "" is the one that requests go to
+	Args      []string
+	// Stdin, Stdout and Stderr are connected to the command; nil is nothing. With Terminal, Stderr is not used.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	// Terminal, when not nil, gives the command a terminal, and its size as it changes.
+	Terminal <-chan TerminalSize
+}
+
+// TerminalSize is the size of a terminal in characters.
+type TerminalSize struct{ Width, Height uint16 }
+
+// ContainerState is what a container does.
+type ContainerState string
+
+// The states of a container.
+const (
+	ContainerWaiting    ContainerState = "waiting"    // made and not begun, or to be started again after a pause
+	ContainerRunning    ContainerState = "running"    // its program runs
+	ContainerTerminated ContainerState = "terminated" // its program has ended and is not started again
+)
+
+// ContainerStatus is how a container is.
+type ContainerStatus struct {
+	Name     string         `json:"name"`
+	Image    string         `json:"image"` // by digest
+	State    ContainerState `json:"state"`
+	Since    time.Time      `json:"since"` // when it entered State
+	Started  bool           `json:"started"`
+	Ready    bool           `json:"ready"`
+	Restarts int            `json:"restarts"`
+	Exit     *Exit          `json:"exit,omitempty"`     // how it ended, when it is terminated
+	LastExit *Exit          `json:"lastExit,omitempty"` // how it ended before it was started again
+	Reason   string         `json:"reason,omitempty"`   // why it waits or ended: "CrashLoopBackOff", "LivenessProbe"
 }
 
 // Env is one environment variable.
@@ -105,15 +199,17 @@ type Credentials struct {
 	Insecure           bool   // allow plain HTTP
 }
 
-// Probe is a check that an instance takes requests. Exactly one of TCP and HTTP is set.
+// Probe is a check of a container. Exactly one of TCP, HTTP, GRPC and Exec is set.
 type Probe struct {
 	TCP  *TCPProbe
 	HTTP *HTTPProbe
+	GRPC *GRPCProbe
+	Exec *ExecProbe
 
 	InitialDelay     time.Duration
 	Period           time.Duration // 0: as often as it is cheap, below a second
 	Timeout          time.Duration // of one try
-	FailureThreshold int           // 0: until the startup timeout
+	FailureThreshold int           // 0: until the startup timeout; for the other probes 3
 	SuccessThreshold int           // 0 is 1
 }
 
@@ -126,7 +222,17 @@ type HTTPProbe struct {
 	Path   string
 	Host   string
 	Header [][2]string
+	TLS    bool // over TLS, whose certificate is not checked
 }
+
+// GRPCProbe passes when the standard health service (grpc.health.v1.Health/Check) answers SERVING.
+type GRPCProbe struct {
+	Port    int
+	Service string
+}
+
+// ExecProbe passes when a command in the container ends with exit code 0.
+type ExecProbe struct{ Command []string }
 
 // Progress is how far a pull is.
 type Progress struct {
@@ -142,6 +248,7 @@ type Stage struct {
 // LogQuery selects log lines. Zero fields select everything.
 type LogQuery struct {
 	Namespace, Service, Revision, Instance string
+	Container                              string    // by name
 	Tail                                   int       // only the last n lines; 0 is all
 	Since                                  time.Time // only lines written since
 	Follow                                 bool
@@ -152,6 +259,8 @@ type LogLine struct {
 	Time     time.Time `json:"time"`
 	Revision string    `json:"revision"`
 	Instance string    `json:"instance"`
-	Stream   string    `json:"stream"` // "stdout", "stderr", or "system" for what the platform says
-	Text     string    `json:"text"`
+	// Container is the name of the container that wrote it; "" for what the platform says of the whole instance.
+	Container string `json:"container,omitempty"`
+	Stream    string `json:"stream"` // "stdout", "stderr", or "system" for what the platform says
+	Text      string `json:"text"`
 }

@@ -236,11 +236,33 @@ func (a *Activator) setAside(m *member) {
 	time.AfterFunc(dialPause, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		if !m.draining && !hasExited(m.instance) {
+		if !m.draining && !m.suspended && !hasExited(m.instance) {
 			a.balancer.add(m)
 			a.grant()
 		}
 	})
+}
+
+// Suspend keeps new requests from an instance until Resume; those in flight on it go on. It does nothing for one
+// that is unknown or taken back.
+func (a *Activator) Suspend(instance engine.Instance) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if m := a.members[instance.ID()]; m != nil && !m.draining {
+		m.suspended = true
+		a.balancer.remove(m)
+	}
+}
+
+// Resume offers a suspended instance to requests again; those that wait get its slots at once.
+func (a *Activator) Resume(instance engine.Instance) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if m := a.members[instance.ID()]; m != nil && m.suspended && !m.draining {
+		m.suspended = false
+		a.balancer.add(m)
+		a.grant()
+	}
 }
 
 // Add offers a ready instance to requests; those that wait get its slots at once. Adding one that is known

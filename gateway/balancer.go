@@ -14,6 +14,7 @@ type member struct {
 
 	inFlight   int
 	draining   bool // taken back: no new request, ever
+	suspended  bool // no new request until it is resumed
 	linked     bool // in a list of the balancer: may be given requests
 	prev, next *member
 }

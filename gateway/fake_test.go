@@ -179,3 +179,11 @@ func waitForLoad(t testing.TB, a *Activator, inFlight, waiting int) {
 		time.Sleep(time.Millisecond)
 	}
 }
+
+func (*fakeInstance) Readiness() <-chan bool { return nil }
+
+func (*fakeInstance) Exec(context.Context, engine.Command) (int, error) {
+	return 0, errors.ErrUnsupported
+}
+
+func (*fakeInstance) Containers() []engine.ContainerStatus { return nil }

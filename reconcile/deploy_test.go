@@ -459,3 +459,11 @@ func TestHost_TakenByAnotherServiceIsServedOnceItIsFree(t *testing.T) {
 		t.Errorf("answer %d %q", code, body)
 	}
 }
+
+func (*fakeInstance) Readiness() <-chan bool { return nil }
+
+func (*fakeInstance) Exec(context.Context, engine.Command) (int, error) {
+	return 0, errors.ErrUnsupported
+}
+
+func (*fakeInstance) Containers() []engine.ContainerStatus { return nil }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -89,3 +90,9 @@ func (l *listening) Dial(ctx context.Context) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, "tcp", l.address)
 }
+
+func (*listening) Readiness() <-chan bool { return nil }
+
+func (*listening) Exec(context.Context, engine.Command) (int, error) { return 0, errors.ErrUnsupported }
+
+func (*listening) Containers() []engine.ContainerStatus { return nil }

@@ -237,6 +237,32 @@ func (i *instance) Stages() []engine.Stage {
 	return append([]engine.Stage(nil), i.stages...)
 }
 
+// Readiness implements engine.Instance.
+func (i *instance) Readiness() <-chan bool { return nil }
+
+// Exec implements engine.Instance.
+func (i *instance) Exec(context.Context, engine.Command) (int, error) {
+	return 0, fmt.Errorf("running a command in instance %q: %w", i.id, errors.ErrUnsupported)
+}
+
+// Containers implements engine.Instance.
+func (i *instance) Containers() []engine.ContainerStatus {
+	c := i.spec.Container
+	status := engine.ContainerStatus{Name: c.Name, Image: c.Image, State: engine.ContainerWaiting}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.started {
+		status.State, status.Started = engine.ContainerRunning, true
+	}
+	select {
+	case <-i.exited:
+		exit := i.exit
+		status.State, status.Exit = engine.ContainerTerminated, &exit
+	default:
+	}
+	return []engine.ContainerStatus{status}
+}
+
 // Dial implements engine.Instance.
 func (i *instance) Dial(ctx context.Context) (net.Conn, error) {
 	return dial(ctx, i.link.address, i.spec.Container.Port)
