@@ -128,10 +128,11 @@ type Container struct {
 // Volume is a directory that containers mount. Everything in it goes with the instance.
 type Volume struct {
 	Name string
-	// Files returns what is in the volume; nil for one that is empty and may be written to. It is called when an
-	// instance is prepared, and again about every minute while the instance lives: files that have changed are
-	// replaced all at once, as Kubernetes does, so that a reader never sees half of a change.
-	Files func(ctx context.Context) ([]File, error)
+	// Files makes what reads the files of an instance's volume; nil for a volume that is empty and may be written to.
+	// What it returns is called when the instance is prepared, and again about every minute while it lives: files that
+	// have changed are replaced all at once, as Kubernetes does, so that a reader never sees half of a change. It is
+	// not called by two goroutines at a time.
+	Files func(instance string) func(ctx context.Context) ([]File, error)
 	// SizeLimit bounds what can be written to an empty volume, in bytes; 0 is the container's memory.
 	SizeLimit int64
 }

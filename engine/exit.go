@@ -36,6 +36,7 @@ const (
 	ReasonWrongPlatform  = "WrongPlatform"  // the program is not for this CPU ("exec format error")
 	ReasonNotExecutable  = "NotExecutable"  // the program is missing, or may not be run
 	ReasonInvalidUser    = "InvalidUser"    // the user it should run as is not valid
+	ReasonVolume         = "Volume"         // a volume cannot be filled or mounted: what it is made of is missing
 	ReasonEngine         = "Engine"         // the machine's fault, not the user's; trying again may help
 	ReasonImageNotPulled = "ImageNotPulled" // the image is not, or no longer, on this machine
 )
