@@ -99,9 +99,11 @@ func resources(gv schema.GroupVersion) v1.APIResourceList {
 		if k.GroupVersion() != gv {
 			continue
 		}
-		verbs := v1.Verbs{"delete", "get", "list", "patch", "update", "watch"}
-		if served(route{kind: k, method: "POST"}) {
-			verbs = append(verbs, "create")
+		verbs := v1.Verbs{"delete", "get", "list", "watch"}
+		for method, verb := range map[string]string{"POST": "create", "PUT": "update", "PATCH": "patch"} {
+			if served(route{kind: k, method: method}) {
+				verbs = append(verbs, verb)
+			}
 		}
 		if k.Namespaced {
 			verbs = append(verbs, "deletecollection")
@@ -112,8 +114,12 @@ func resources(gv schema.GroupVersion) v1.APIResourceList {
 			ShortNames: k.ShortNames, Categories: k.Categories,
 		})
 		if hasStatus(k) {
+			verbs := v1.Verbs{"get", "patch", "update"}
+			if k.ReadOnly {
+				verbs = v1.Verbs{"get"}
+			}
 			l.APIResources = append(l.APIResources, v1.APIResource{
-				Name: k.Plural + "/status", Namespaced: k.Namespaced, Kind: k.Name, Verbs: v1.Verbs{"get", "patch", "update"},
+				Name: k.Plural + "/status", Namespaced: k.Namespaced, Kind: k.Name, Verbs: verbs,
 			})
 		}
 	}

@@ -86,9 +86,12 @@ func (a *api) routes() []route {
 	return slices.DeleteFunc(table, func(rt route) bool { return rt.handler == nil || !served(rt) })
 }
 
-// served says which routes of kinds there are: revisions are made by the platform only (contract KA3), and
-// namespaces go one at a time.
+// served says which routes of kinds there are: revisions are made by the platform only (contract KA3), read-only
+// kinds can be deleted and not written, and namespaces go one at a time.
 func served(rt route) bool {
+	if rt.kind.ReadOnly && slices.Contains([]string{"POST", "PUT", "PATCH"}, rt.method) {
+		return false
+	}
 	switch rt.kind.Name {
 	case serving.KindRevision.Name:
 		return rt.method != "POST"
@@ -132,10 +135,11 @@ func (a *api) mux() http.Handler {
 			for _, m := range allowed {
 				w.Header().Add("Allow", m)
 			}
-			if rt.kind.Name == serving.KindRevision.Name && r.Method == http.MethodPost {
-				return nil, revisionsAreMade(r.URL.Path, allowed)
+			e := methodNotAllowed(r.Method, r.URL.Path, allowed)
+			if why := madeByPlatform(rt.kind, r.Method); why != "" {
+				e.status.Message += "; " + why
 			}
-			return nil, methodNotAllowed(r.Method, r.URL.Path, allowed)
+			return nil, e
 		}
 		mux.Handle(pattern, a.serve(rt))
 	}
@@ -145,10 +149,21 @@ func (a *api) mux() http.Handler {
 	return mux
 }
 
-func revisionsAreMade(path string, allowed []string) error {
-	e := methodNotAllowed(http.MethodPost, path, allowed)
-	e.status.Message += "; revisions are made by the platform: change the template of a service or configuration"
-	return e
+// madeByPlatform says why a kind's objects cannot be written with a method, and what to do instead.
+func madeByPlatform(kind serving.Kind, method string) string {
+	switch kind.String() {
+	case serving.KindRevision.String():
+		if method == http.MethodPost {
+			return "revisions are made by the platform: change the template of a service or configuration"
+		}
+	case serving.KindPod.String():
+		return "pods are made by the platform, one for each instance: create a service of " + serving.KindService.APIVersion() + " (ksvc)"
+	case serving.KindEvent.String():
+		return "events are written by the platform"
+	case serving.KindCoreService.String():
+		return "services of v1 are made by the platform, one for each route: for one of your own use " + serving.KindService.APIVersion() + " (ksvc)"
+	}
+	return ""
 }
 
 // serve runs one route: limits, access, handler, answer.

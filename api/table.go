@@ -30,14 +30,14 @@ func columns(kind serving.Kind) []column {
 	created := column{"LatestCreated", "string", func(o serving.Object) any { name, _ := revisionsOf(o); return name }}
 	latest := column{"LatestReady", "string", func(o serving.Object) any { _, name := revisionsOf(o); return name }}
 	url := column{"URL", "string", urlOf}
-	switch kind.Name {
-	case serving.KindService.Name:
+	switch kind.String() {
+	case serving.KindService.String():
 		return append([]column{url, created, latest}, ready...)
-	case serving.KindConfiguration.Name:
+	case serving.KindConfiguration.String():
 		return append([]column{created, latest}, ready...)
-	case serving.KindRoute.Name:
+	case serving.KindRoute.String():
 		return append([]column{url}, ready...)
-	case serving.KindRevision.Name:
+	case serving.KindRevision.String():
 		label := func(key string) func(serving.Object) any {
 			return func(o serving.Object) any { return o.GetLabels()[key] }
 		}
@@ -48,25 +48,44 @@ func columns(kind serving.Kind) []column {
 		return append(append(of, ready...),
 			column{"Actual Replicas", "integer", func(o serving.Object) any { return count(o.(*serving.Revision).Status.ActualReplicas) }},
 			column{"Desired Replicas", "integer", func(o serving.Object) any { return count(o.(*serving.Revision).Status.DesiredReplicas) }})
-	case serving.KindNamespace.Name:
+	case serving.KindNamespace.String():
 		return []column{{"Status", "string", func(o serving.Object) any { return string(o.(*serving.Namespace).Status.Phase) }}, age}
-	case serving.KindSecret.Name:
+	case serving.KindSecret.String():
 		return []column{
 			{"Type", "string", func(o serving.Object) any { return string(o.(*serving.Secret).Type) }},
 			{"Data", "string", func(o serving.Object) any { return strconv.Itoa(len(o.(*serving.Secret).Data)) }}, age,
 		}
-	case serving.KindConfigMap.Name:
+	case serving.KindConfigMap.String():
 		return []column{{"Data", "string", func(o serving.Object) any {
 			c := o.(*serving.ConfigMap)
 			return strconv.Itoa(len(c.Data) + len(c.BinaryData))
 		}}, age}
+	case serving.KindPod.String():
+		return append(podColumns(), age)
+	case serving.KindEvent.String():
+		return eventColumns()
+	case serving.KindCoreService.String():
+		return append(coreServiceColumns(), age)
 	}
 	return []column{age}
 }
 
+// wideColumns are those that kubectl get prints with -o wide, after the others.
+func wideColumns(kind serving.Kind) []column {
+	switch kind.String() {
+	case serving.KindPod.String():
+		return podWideColumns()
+	case serving.KindEvent.String():
+		return eventWideColumns()
+	case serving.KindCoreService.String():
+		return coreServiceWideColumns()
+	}
+	return nil
+}
+
 // tableOf is objects as rows.
 func tableOf(r *http.Request, kind serving.Kind, objects []serving.Object, meta v1.ListMeta) *v1.Table {
-	cols := columns(kind)
+	cols, wide := columns(kind), wideColumns(kind)
 	t := &v1.Table{
 		TypeMeta: v1.TypeMeta{APIVersion: "meta.k8s.io/v1", Kind: "Table"}, ListMeta: meta,
 		ColumnDefinitions: []v1.TableColumnDefinition{{Name: "Name", Type: "string", Format: "name", Description: "The object's name, unique in its namespace."}},
@@ -75,10 +94,19 @@ func tableOf(r *http.Request, kind serving.Kind, objects []serving.Object, meta 
 	for _, c := range cols {
 		t.ColumnDefinitions = append(t.ColumnDefinitions, v1.TableColumnDefinition{Name: c.name, Type: c.kind})
 	}
+	for _, c := range wide {
+		t.ColumnDefinitions = append(t.ColumnDefinitions, v1.TableColumnDefinition{Name: c.name, Type: c.kind, Priority: 1})
+	}
+	if kind.String() == serving.KindEvent.String() {
+		t.ColumnDefinitions[0].Priority = 1 // an event's name says nothing
+	}
 	include := v1.IncludeObjectPolicy(r.URL.Query().Get("includeObject"))
 	for _, o := range objects {
 		row := v1.TableRow{Cells: []any{o.GetName()}}
 		for _, c := range cols {
+			row.Cells = append(row.Cells, c.cell(o))
+		}
+		for _, c := range wide {
 			row.Cells = append(row.Cells, c.cell(o))
 		}
 		switch include {
@@ -150,12 +178,14 @@ func readyOf(o serving.Object) (ready apis.Condition) {
 	return ready
 }
 
-func ageOf(o serving.Object) any {
-	created := o.GetCreationTimestamp()
-	if created.IsZero() {
+func ageOf(o serving.Object) any { return since(o.GetCreationTimestamp()) }
+
+// since is how long ago a time was, as kubectl prints it.
+func since(t serving.Time) string {
+	if t.IsZero() {
 		return "<unknown>"
 	}
-	return duration.HumanDuration(time.Since(created.Time))
+	return duration.HumanDuration(time.Since(t.Time))
 }
 
 func count(n *int32) any {

@@ -99,8 +99,8 @@ func readDocument(place string, encoded []byte) ([]document, error) {
 func knownKinds() string {
 	var names []string
 	for _, kind := range serving.Kinds {
-		if kind.Name == serving.KindRevision.Name {
-			continue // nobody makes revisions by hand
+		if kind.ReadOnly || kind.Name == serving.KindRevision.Name {
+			continue // nobody makes these by hand
 		}
 		names = append(names, kind.Name+" ("+kind.APIVersion()+")")
 	}

@@ -22,6 +22,17 @@ type (
 	ResourceList         = v1.ResourceList
 	LocalObjectReference = v1.LocalObjectReference
 	SecurityContext      = v1.SecurityContext
+
+	Pod             = v1.Pod
+	PodCondition    = v1.PodCondition
+	PodPhase        = v1.PodPhase
+	PodStatus       = v1.PodStatus
+	CoreService     = v1.Service
+	CoreServiceSpec = v1.ServiceSpec
+	ServicePort     = v1.ServicePort
+	Event           = v1.Event
+	EventSource     = v1.EventSource
+	ObjectReference = v1.ObjectReference
 )
 
 // Resource names and condition states.

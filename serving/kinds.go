@@ -25,6 +25,11 @@ type Kind struct {
 	ShortNames []string
 	Categories []string
 	Namespaced bool
+	// Ephemeral objects say how things are now: they live in memory only and are gone after a restart, when the
+	// platform makes them anew. Their resourceVersions rise across restarts as all do.
+	Ephemeral bool
+	// ReadOnly objects are the platform's own: clients read and delete them.
+	ReadOnly bool
 	// New returns a new empty object of this kind.
 	New func() Object
 }
@@ -67,10 +72,31 @@ var (
 	}
 )
 
+// Kinds that tell how things are, made by the platform for clients to read.
+var (
+	KindPod = Kind{
+		Version: "v1", Name: "Pod", Plural: "pods", Singular: "pod",
+		ShortNames: []string{"po"}, Categories: []string{"all"}, Namespaced: true, Ephemeral: true, ReadOnly: true,
+		New: func() Object { return new(Pod) },
+	}
+	KindEvent = Kind{
+		Version: "v1", Name: "Event", Plural: "events", Singular: "event",
+		ShortNames: []string{"ev"}, Namespaced: true, Ephemeral: true, ReadOnly: true,
+		New: func() Object { return new(Event) },
+	}
+	// KindCoreService shares its name with KindService, the one of Knative.
+	KindCoreService = Kind{
+		Version: "v1", Name: "Service", Plural: "services", Singular: "service",
+		ShortNames: []string{"svc"}, Categories: []string{"all"}, Namespaced: true, ReadOnly: true,
+		New: func() Object { return new(CoreService) },
+	}
+)
+
 // Kinds lists every kind, owners before the kinds they own.
 var Kinds = []Kind{
 	KindNamespace, KindSecret, KindConfigMap,
 	KindService, KindConfiguration, KindRoute, KindRevision,
+	KindCoreService, KindPod, KindEvent,
 }
 
 // APIVersion is the kind's apiVersion field: "v1" or "serving.knative.dev/v1".

@@ -1,4 +1,4 @@
-// Package store defines where the declared objects live: versioned, watched, durable. [Store] is shaped so that
+// Package store defines where the objects live: versioned, watched, and durable where users declare them. [Store] is shaped so that
 // an embedded file (store/bolt) and a Kubernetes API server can both be behind it.
 // It stores what it is given: defaulting and validation happen before, in package api and the reconcilers.
 package store
@@ -35,7 +35,8 @@ type Store interface {
 	List(ctx context.Context, kind serving.Kind, namespace string) ([]serving.Object, string, error)
 
 	// Create stores a new object and returns it with uid, resourceVersion, creationTimestamp and generation 1.
-	// A generateName becomes a name. It is durable when Create returns. ErrAlreadyExists when the name is taken.
+	// A generateName becomes a name. It is durable when Create returns, unless its kind is ephemeral: such objects
+	// are gone after a restart. ErrAlreadyExists when the name is taken.
 	Create(ctx context.Context, object serving.Object) (serving.Object, error)
 
 	// Update replaces an object and returns it with a new resourceVersion. When the given resourceVersion is not
@@ -51,7 +52,8 @@ type Store interface {
 	Delete(ctx context.Context, kind serving.Kind, namespace, name string, options serving.DeleteOptions) (serving.Object, error)
 
 	// Watch returns the changes to a kind in a namespace ("" is all) after a version, in order, each once.
-	// Version "" starts with an Added event for each object there is. ErrGone when the version is too old.
+	// Version "" starts with an Added event for each object there is. ErrGone when the version is too old, from
+	// before a restart, or one that was never given out.
 	Watch(ctx context.Context, kind serving.Kind, namespace, version string) (Watch, error)
 }
 

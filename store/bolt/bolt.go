@@ -1,4 +1,5 @@
-// Package bolt keeps the declared objects in one bbolt file and in memory.
+// Package bolt keeps the declared objects in one bbolt file and in memory, and those of ephemeral kinds in memory
+// alone.
 //
 // Writes are committed by one goroutine, which groups those that wait (commit.go): each is on disk before it is
 // acknowledged, and each has a version of its own. Reads and watches are answered from memory (table.go, watch.go)
@@ -52,9 +53,10 @@ type Store struct {
 	found []found // while the store is opened: what was read from the file
 
 	// The committing goroutine's own.
-	graph graph
-	last  uint64 // newest version given out; those of failed commits are not used again
-	fault error  // set when it is unknown what is on disk; every write then fails
+	graph    graph
+	last     uint64 // newest version given out; those of failed commits are not used again
+	reserved uint64 // the version in the file, above every published one
+	fault    error  // set when it is unknown what is on disk; every write then fails
 
 	// mu guards what readers see. Only the committing goroutine changes tables and version, so it reads them
 	// without the lock.

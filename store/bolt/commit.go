@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"go.etcd.io/bbolt"
@@ -127,13 +128,19 @@ func (s *Store) commit(requests []*request) error {
 	return err
 }
 
-// save brings a batch to disk. After an error nothing of it is there, or s.fault is set.
+// save brings a batch to disk: its objects but those of ephemeral kinds, and its versions. After an error nothing of
+// it is there, or s.fault is set.
 func (s *Store) save(b *batch) error {
-	if len(b.changes) == 0 {
+	durable := slices.ContainsFunc(b.changes, change.durable)
+	if !durable && s.last < s.reserved || len(b.changes) == 0 {
 		return nil
 	}
+	reserve := s.last + ahead
 	err := s.db.Update(func(tx *bbolt.Tx) error {
 		for _, c := range b.changes {
+			if !c.durable() {
+				continue
+			}
 			bucket, err := tx.CreateBucketIfNotExists([]byte(bucketName(c.key.kind)))
 			if err != nil {
 				return err
@@ -146,15 +153,16 @@ func (s *Store) save(b *batch) error {
 				return err
 			}
 		}
-		return tx.Bucket([]byte(metaBucket)).Put([]byte(versionKey), binary.BigEndian.AppendUint64(nil, s.last))
+		return tx.Bucket([]byte(metaBucket)).Put([]byte(versionKey), binary.BigEndian.AppendUint64(nil, reserve))
 	})
 	if err == nil {
+		s.reserved = reserve
 		return nil
 	}
 	// bbolt writes the page that makes a commit count last. When that page is there although writing it reported
 	// an error, the batch may or may not outlive a crash: only reading the file again can tell.
 	saved, readErr := s.savedVersion()
-	if readErr != nil || saved != s.version {
+	if readErr != nil || saved != s.reserved {
 		s.fault = fmt.Errorf("writing %q failed and what it holds now is unknown; restart the server: %w",
 			s.path, errors.Join(err, readErr))
 		return s.fault
@@ -196,6 +204,9 @@ type change struct {
 	last          serving.Object // the event's object: after, or for Deleted the last state
 	data          []byte         // JSON of last
 }
+
+// durable tells whether a change is to be on disk.
+func (c change) durable() bool { return !serving.Kinds[c.key.kind].Ephemeral }
 
 // get returns an object, or nil.
 func (b *batch) get(k key) serving.Object {

@@ -22,9 +22,14 @@ import (
 const (
 	metaBucket = "berth"
 	formatKey  = "format"  // 8 bytes, big endian; a change that older versions cannot read adds one
-	versionKey = "version" // 8 bytes, big endian: the newest resourceVersion, also when a deletion took it
+	versionKey = "version" // 8 bytes, big endian: a resourceVersion that none given out so far reaches
 
 	format = 1
+
+	// ahead is how many versions a commit reserves for objects that are not in the file: they have versions without
+	// a write of their own. A restart skips what is left of them, so that no version is given out twice, and a
+	// watch from before the restart is known to be one.
+	ahead = 1024
 
 	smallest    = 2 * 4096    // bytes: bbolt's two header pages
 	lockTimeout = time.Second // to wait for a process that is just ending
@@ -62,7 +67,7 @@ func (s *Store) openFile() error {
 		return err
 	}
 	version, err := s.savedVersion()
-	if err == nil && version != s.version {
+	if err == nil && version != s.reserved {
 		err = errors.New("another process wrote to it just now; stop that one or use another state directory")
 	}
 	if err != nil {
@@ -207,9 +212,10 @@ func number(meta *bbolt.Bucket, name string) (uint64, error) {
 // load reads all objects.
 func (s *Store) load(tx *bbolt.Tx) error {
 	var err error
-	if s.version, err = number(tx.Bucket([]byte(metaBucket)), versionKey); err != nil {
+	if s.reserved, err = number(tx.Bucket([]byte(metaBucket)), versionKey); err != nil {
 		return err
 	}
+	s.version = s.reserved
 	for kind := range serving.Kinds {
 		bucket := tx.Bucket([]byte(bucketName(kind)))
 		if bucket == nil {

@@ -54,6 +54,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"ForegroundDeletionOfACycleEnds", foregroundDeletionOfACycleEnds},
 		{"DeletingANamespaceEmptiesItFirst", deletingANamespaceEmptiesItFirst},
 		{"DeletingALargeNamespaceEnds", deletingALargeNamespaceEnds},
+		{"EphemeralObjectsAreAsOthers", ephemeralObjectsAreAsOthers},
 
 		{"WatchStartsWithWhatThereIs", watchStartsWithWhatThereIs},
 		{"WatchReplaysThenFollows", watchReplaysThenFollows},
