@@ -242,7 +242,7 @@ func (r *Reconciler) reconcileConfiguration(ctx context.Context, k key) error {
 func (r *Reconciler) revisionsOf(c *serving.Configuration) []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Collect(maps.Keys(r.revisions[key{serving.KindConfiguration.Plural, c.Namespace, c.Name}]))
+	return slices.Collect(maps.Keys(r.revisions[key{serving.KindConfiguration.String(), c.Namespace, c.Name}]))
 }
 
 // latestCreated is the revision of the configuration's present generation, made when it is not there.

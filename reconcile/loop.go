@@ -16,7 +16,7 @@ import (
 // workers is how many objects are reconciled at the same time. Reconciling waits for the disk, not the CPU.
 const workers = 4
 
-// key names an object of a kind.
+// key names an object of a kind, which is written with its group: "services.serving.knative.dev".
 type key struct{ kind, namespace, name string }
 
 func (k key) String() string { return k.kind + " " + k.namespace + "/" + k.name }
@@ -37,12 +37,12 @@ func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			return fmt.Errorf("listing %s: %w", kind.Plural, err)
+			return fmt.Errorf("listing %s: %w", kind, err)
 		}
 		versions[i] = version
 		for _, o := range objects {
 			r.index(store.Added, kind, o)
-			first = append(first, key{kind.Plural, o.GetNamespace(), o.GetName()})
+			first = append(first, key{kind.String(), o.GetNamespace(), o.GetName()})
 		}
 	}
 	for _, k := range first {
@@ -123,7 +123,7 @@ func (r *Reconciler) relist(ctx context.Context, kind serving.Kind) string {
 	objects, version, err := r.Store.List(ctx, kind, "")
 	if err != nil {
 		if ctx.Err() == nil {
-			r.Logger.Error("listing objects", "kind", kind.Plural, "error", err)
+			r.Logger.Error("listing objects", "kind", kind.String(), "error", err)
 			sleep(ctx, time.Second)
 		}
 		return ""
@@ -136,7 +136,7 @@ func (r *Reconciler) relist(ctx context.Context, kind serving.Kind) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for k := range r.deployments {
-		r.queue.add(key{serving.KindRevision.Plural, k.Namespace, k.Revision})
+		r.queue.add(key{serving.KindRevision.String(), k.Namespace, k.Revision})
 	}
 	for route := range r.reads {
 		r.queue.add(route)
@@ -146,10 +146,10 @@ func (r *Reconciler) relist(ctx context.Context, kind serving.Kind) string {
 
 // index keeps the list of each configuration's revisions.
 func (r *Reconciler) index(event store.EventType, kind serving.Kind, o serving.Object) {
-	if kind.Plural != serving.KindRevision.Plural {
+	if kind.String() != serving.KindRevision.String() {
 		return
 	}
-	owner := key{serving.KindConfiguration.Plural, o.GetNamespace(), o.GetLabels()[serving.LabelConfiguration]}
+	owner := key{serving.KindConfiguration.String(), o.GetNamespace(), o.GetLabels()[serving.LabelConfiguration]}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if event == store.Deleted {
@@ -167,11 +167,11 @@ func (r *Reconciler) index(event store.EventType, kind serving.Kind, o serving.O
 
 // affected queues an object that changed, its owner, and the routes that read it.
 func (r *Reconciler) affected(kind serving.Kind, o serving.Object) {
-	self := key{kind.Plural, o.GetNamespace(), o.GetName()}
+	self := key{kind.String(), o.GetNamespace(), o.GetName()}
 	r.queue.add(self)
 	for _, owner := range o.GetOwnerReferences() {
 		if k, ok := serving.FindKind(owner.APIVersion, owner.Kind); ok {
-			r.queue.add(key{k.Plural, o.GetNamespace(), owner.Name})
+			r.queue.add(key{k.String(), o.GetNamespace(), owner.Name})
 		}
 	}
 	r.mu.Lock()
@@ -227,7 +227,7 @@ func (r *Reconciler) setSends(route key, revisions []autoscaler.Key) {
 		r.sends[route] = revisions
 	}
 	for k := range changed {
-		r.queue.add(key{serving.KindRevision.Plural, k.Namespace, k.Revision})
+		r.queue.add(key{serving.KindRevision.String(), k.Namespace, k.Revision})
 	}
 }
 

@@ -97,19 +97,19 @@ func (r *Reconciler) Changed(revision autoscaler.Key) {
 		delay = 0
 	}
 	r.mu.Unlock()
-	r.queue.addAfter(key{serving.KindRevision.Plural, revision.Namespace, revision.Revision}, delay)
+	r.queue.addAfter(key{serving.KindRevision.String(), revision.Namespace, revision.Revision}, delay)
 }
 
 // reconcile looks at one object again.
 func (r *Reconciler) reconcile(ctx context.Context, k key) error {
 	switch k.kind {
-	case serving.KindService.Plural:
+	case serving.KindService.String():
 		return r.reconcileService(ctx, k)
-	case serving.KindConfiguration.Plural:
+	case serving.KindConfiguration.String():
 		return r.reconcileConfiguration(ctx, k)
-	case serving.KindRevision.Plural:
+	case serving.KindRevision.String():
 		return r.reconcileRevision(ctx, k)
-	case serving.KindRoute.Plural:
+	case serving.KindRoute.String():
 		return r.reconcileRoute(ctx, k)
 	}
 	return nil

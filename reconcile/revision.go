@@ -255,7 +255,7 @@ func (f *fetch) begin(ctx context.Context, r *Reconciler, d *deployment, revisio
 	r.fetches.Go(func() {
 		defer cancel()
 		err := r.fetch(ctx, f, d.key, revision)
-		k := key{serving.KindRevision.Plural, d.key.Namespace, d.key.Revision}
+		k := key{serving.KindRevision.String(), d.key.Namespace, d.key.Revision}
 		if err == nil {
 			f.set(func() { f.state, f.failures = fetchDone, 0 })
 			r.queue.add(k)
@@ -301,7 +301,7 @@ func (r *Reconciler) fetch(ctx context.Context, f *fetch, id autoscaler.Key, rev
 			return err
 		}
 	}
-	k := key{serving.KindRevision.Plural, id.Namespace, id.Revision}
+	k := key{serving.KindRevision.String(), id.Namespace, id.Revision}
 	f.set(func() { f.digest, f.state = digest, fetchPulling })
 	r.queue.add(k)
 

@@ -47,10 +47,10 @@ func (r *Reconciler) resolveTraffic(ctx context.Context, route *serving.Route) (
 		}
 		var wrong mark
 		if latest {
-			reads = append(reads, key{serving.KindConfiguration.Plural, route.Namespace, want.ConfigurationName})
+			reads = append(reads, key{serving.KindConfiguration.String(), route.Namespace, want.ConfigurationName})
 			have.RevisionName, wrong, err = r.resolveLatest(ctx, route.Namespace, want.ConfigurationName)
 		} else {
-			reads = append(reads, key{serving.KindRevision.Plural, route.Namespace, want.RevisionName})
+			reads = append(reads, key{serving.KindRevision.String(), route.Namespace, want.RevisionName})
 			wrong, err = r.resolveNamed(ctx, route, want.RevisionName)
 		}
 		if err != nil {
