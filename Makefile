@@ -2,12 +2,13 @@
 # make demo     see Berth work: deploy, cold start, scale out, scale to zero
 # make test     every test but the slow ones; as root, on Linux
 # make check    formatting, vet and the import rules alone
+# make conformance        Knative Serving's own conformance tests; make conformance-twice is twice, 8 tests at once
 # make bench    every benchmark; make bench-coldstart and so on run one
 
 GO ?= go
 BENCH = coldstart gateway idle burst
 
-.PHONY: all deps demo check test bench $(BENCH:%=bench-%)
+.PHONY: all deps demo check test conformance conformance-twice bench $(BENCH:%=bench-%)
 
 all: bin/berth
 
@@ -31,6 +32,14 @@ check:
 test: deps check
 	@scripts/deps debootstrap ip iptables runc
 	$(GO) test -race -timeout 14m ./...
+
+# More flags: make conformance CONFORMANCE='-run TestService -v'. The one set of Go flags keeps one build cache.
+conformance: deps bin/berth
+	CGO_ENABLED=0 $(GO) build -C test/conformance -trimpath -o $(CURDIR)/bin/conformance/run .
+	bin/conformance/run $(CONFORMANCE)
+
+conformance-twice: CONFORMANCE += -parallel 8 -twice
+conformance-twice: conformance
 
 bench: $(BENCH:%=bench-%)
 
