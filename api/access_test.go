@@ -90,8 +90,15 @@ func TestDiscovery_ListsEveryKindWithItsVerbs(t *testing.T) {
 		t.Errorf("got %v", verbs)
 	}
 	groups := decoded[v1.APIGroupList](t, s.do("GET", "/apis", "").want(t, 200))
-	if len(groups.Groups) != 1 || groups.Groups[0].Name != "serving.knative.dev" || groups.Groups[0].PreferredVersion.GroupVersion != "serving.knative.dev/v1" {
+	of := map[string]v1.APIGroup{}
+	for _, g := range groups.Groups {
+		of[g.Name] = g
+	}
+	if g := of["serving.knative.dev"]; len(of) != len(groups.Groups) || len(g.Versions) != 2 || g.PreferredVersion.Version != "v1" || g.Versions[1].Version != "v1beta1" {
 		t.Errorf("got %+v", groups)
+	}
+	if g := of["networking.internal.knative.dev"]; g.PreferredVersion.GroupVersion != "networking.internal.knative.dev/v1alpha1" {
+		t.Errorf("got %+v", g)
 	}
 	if versions := decoded[v1.APIVersions](t, s.do("GET", "/api", "").want(t, 200)); len(versions.Versions) != 1 {
 		t.Errorf("got %+v", versions)

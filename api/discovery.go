@@ -65,25 +65,40 @@ func (a *api) apiVersions(http.ResponseWriter, *http.Request) (any, error) {
 
 func (a *api) apiGroups(http.ResponseWriter, *http.Request) (any, error) {
 	groups := v1.APIGroupList{TypeMeta: v1.TypeMeta{Kind: "APIGroupList", APIVersion: "v1"}}
-	for _, gv := range groupVersions() {
-		if gv.Group != "" {
-			groups.Groups = append(groups.Groups, group(gv))
-		}
+	for _, name := range groupNames() {
+		groups.Groups = append(groups.Groups, group(name))
 	}
 	return groups, nil
 }
 
-func (a *api) apiGroup(gv schema.GroupVersion) handler {
+func (a *api) apiGroup(name string) handler {
 	return func(http.ResponseWriter, *http.Request) (any, error) {
-		g := group(gv)
+		g := group(name)
 		g.TypeMeta = v1.TypeMeta{Kind: "APIGroup", APIVersion: "v1"}
 		return g, nil
 	}
 }
 
-func group(gv schema.GroupVersion) v1.APIGroup {
-	only := v1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: gv.Version}
-	return v1.APIGroup{Name: gv.Group, Versions: []v1.GroupVersionForDiscovery{only}, PreferredVersion: only}
+// groupNames are the names of the groups but the core one.
+func groupNames() (names []string) {
+	for _, gv := range groupVersions() {
+		if gv.Group != "" && !slices.Contains(names, gv.Group) {
+			names = append(names, gv.Group)
+		}
+	}
+	return names
+}
+
+// group is a group with its versions, of which clients prefer the first that the kinds name.
+func group(name string) v1.APIGroup {
+	g := v1.APIGroup{Name: name}
+	for _, gv := range groupVersions() {
+		if gv.Group == name {
+			g.Versions = append(g.Versions, v1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: gv.Version})
+		}
+	}
+	g.PreferredVersion = g.Versions[0]
+	return g
 }
 
 // apiResources lists the kinds of a group with the verbs that the table of routes serves.

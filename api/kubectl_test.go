@@ -118,6 +118,26 @@ func TestKubectl_KeepsSecretsAndConfigMaps(t *testing.T) {
 	s.run("", []string{"delete", "namespace", "team", "--timeout=20s"}, "deleted")
 }
 
+func TestKubectl_KeepsDomainMappingsAndClaims(t *testing.T) {
+	s := newTLSServer(t)
+	s.run("", []string{"api-resources"}, "serving.knative.dev/v1beta1", "dm", "networking.internal.knative.dev/v1alpha1", "cdc")
+	mapping := "apiVersion: serving.knative.dev/v1beta1\nkind: DomainMapping\nmetadata: {name: shop.example.org}\n" +
+		"spec: {ref: {name: hello, kind: Service, apiVersion: serving.knative.dev/v1}}\n"
+	claim := "---\napiVersion: networking.internal.knative.dev/v1alpha1\nkind: ClusterDomainClaim\nmetadata: {name: shop.example.org}\nspec: {namespace: default}\n"
+	s.run(mapping+claim, []string{"apply", "-f", "-"},
+		"domainmapping.serving.knative.dev/shop.example.org created", "clusterdomainclaim.networking.internal.knative.dev/shop.example.org created")
+	s.run("", []string{"get", "dm"}, "NAME", "URL", "READY", "REASON", "shop.example.org")
+	s.run("", []string{"get", "cdc"}, "NAME", "AGE", "shop.example.org")
+	s.run("", []string{"get", "serving"}, "domainmapping.serving.knative.dev/shop.example.org")
+	s.run("", []string{"patch", "dm", "shop.example.org", "--type=merge", "-p", `{"spec":{"ref":{"name":"other"}}}`}, "patched")
+	s.run("", []string{"get", "dm", "-o", "jsonpath={.items[0].spec.ref.name} {.items[0].metadata.generation}"}, "other 2")
+	s.run("", []string{"delete", "dm,cdc", "shop.example.org", "--timeout=20s"}, "deleted")
+	out, err := s.kubectl(strings.Replace(mapping, "shop.example.org", "localhost", 1), "apply", "-f", "-")
+	if err == nil || !strings.Contains(out, "should be a domain with at least two segments separated by dots: metadata.name") {
+		t.Errorf("got %v: %s", err, out)
+	}
+}
+
 func TestKubectl_WaitsForAConditionByWatching(t *testing.T) {
 	s := newTLSServer(t)
 	s.created(services, hello("hello"))

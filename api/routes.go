@@ -56,9 +56,9 @@ func (a *api) routes() []route {
 		table = append(table,
 			route{"GET", prefix(gv), token, a.apiResources(gv), none},
 			route{"GET", "/openapi/v3" + prefix(gv), token, a.openAPI(gv), none})
-		if gv.Group != "" {
-			table = append(table, route{"GET", "/apis/" + gv.Group, token, a.apiGroup(gv), none})
-		}
+	}
+	for _, name := range groupNames() {
+		table = append(table, route{"GET", "/apis/" + name, token, a.apiGroup(name), none})
 	}
 	for _, k := range serving.Kinds {
 		everywhere := prefix(k.GroupVersion()) + "/" + k.Plural

@@ -35,7 +35,7 @@ func columns(kind serving.Kind) []column {
 		return append([]column{url, created, latest}, ready...)
 	case serving.KindConfiguration.String():
 		return append([]column{created, latest}, ready...)
-	case serving.KindRoute.String():
+	case serving.KindRoute.String(), serving.KindDomainMapping.String():
 		return append([]column{url}, ready...)
 	case serving.KindRevision.String():
 		label := func(key string) func(serving.Object) any {
@@ -148,6 +148,8 @@ func urlOf(o serving.Object) any {
 		url = o.Status.URL
 	case *serving.Route:
 		url = o.Status.URL
+	case *serving.DomainMapping:
+		url = o.Status.URL
 	}
 	if url == nil {
 		return ""
@@ -168,6 +170,8 @@ func readyOf(o serving.Object) (ready apis.Condition) {
 	case *serving.Route:
 		status = &o.Status
 	case *serving.Revision:
+		status = &o.Status
+	case *serving.DomainMapping:
 		status = &o.Status
 	default:
 		return ready

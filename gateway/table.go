@@ -15,6 +15,9 @@ type Route struct {
 	Tag string
 	// Splits share the requests. One split alone takes them all; several take them by weight.
 	Splits []Split
+	// Follow, when not empty, is a host of another owner: requests go where that one's do, at every moment. There are
+	// no Splits then.
+	Follow string
 	// Unready, when not empty, says why no revision takes requests yet: they are answered 503 with it. There are no
 	// Splits then.
 	Unready string
@@ -48,6 +51,7 @@ type owner struct {
 
 // route is a Route that has been checked, with its weights summed. It never changes.
 type route struct {
+	follow  string // not empty: the host whose route this one is; there are no splits
 	unready string // not empty: why there are no splits
 	tag     string
 	total   uint32
@@ -59,12 +63,24 @@ type split struct {
 	activator *Activator
 }
 
-// lookup returns the route of a host as a client wrote it, or nil.
+// lookup returns the route of a host as a client wrote it, or nil. A route that follows another host is that one's;
+// it follows one step only, so that no circle can be made.
 func (t *table) lookup(host string) *route {
 	host, ok := normalizeHost(host)
 	if !ok {
 		return nil
 	}
+	found := t.published(host)
+	if found == nil || found.follow == "" {
+		return found
+	}
+	if found = t.published(found.follow); found == nil || found.follow != "" {
+		return nil
+	}
+	return found
+}
+
+func (t *table) published(host string) *route {
 	found, ok := t.hosts.Load(host)
 	if !ok {
 		return nil
@@ -132,6 +148,14 @@ func newRoute(given *Route) (*route, error) {
 		return nil, errors.New("it has no route")
 	}
 	made := &route{tag: given.Tag, unready: given.Unready}
+	if given.Follow != "" {
+		host, ok := normalizeHost(given.Follow)
+		if !ok || len(given.Splits) > 0 || given.Unready != "" {
+			return nil, fmt.Errorf("it follows %q, which must be a host name and all that it says", given.Follow)
+		}
+		made.follow = host
+		return made, nil
+	}
 	if given.Unready != "" {
 		if len(given.Splits) > 0 {
 			return nil, errors.New("it has splits and says that it is not ready")

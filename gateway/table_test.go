@@ -171,3 +171,38 @@ func BenchmarkTable_Lookup(b *testing.B) {
 		})
 	}
 }
+
+func TestTable_FollowingHostGoesWhereTheOtherOneDoes(t *testing.T) {
+	var table table
+	a, b := NewActivator(testRevision()), NewActivator(testRevision())
+	set := func(owner string, hosts map[string]*Route) {
+		t.Helper()
+		if err := table.set(owner, hosts); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("a mapping", map[string]*Route{"shop.test": {Follow: "Hello.test:8080"}})
+	if got := table.lookup("shop.test"); got != nil {
+		t.Errorf("a host that follows none has the route %+v", got)
+	}
+	for _, activator := range []*Activator{a, b} {
+		set("default/hello", map[string]*Route{"hello.test": toActivator(activator)})
+		if got := table.lookup("shop.test"); got == nil || got.choose() != activator {
+			t.Errorf("got %+v", got)
+		}
+	}
+	set("default/hello", map[string]*Route{"hello.test": {Unready: "not yet"}})
+	if got := table.lookup("SHOP.test:80"); got == nil || got.unready != "not yet" {
+		t.Errorf("got %+v", got)
+	}
+
+	set("a circle", map[string]*Route{"one.test": {Follow: "two.test"}, "two.test": {Follow: "one.test"}})
+	if got := table.lookup("one.test"); got != nil {
+		t.Errorf("a circle has the route %+v", got)
+	}
+	for _, route := range []*Route{{Follow: "hello.test", Unready: "x"}, {Follow: "hello.test:x"}, {Follow: "hello.test", Splits: toActivator(a).Splits}} {
+		if err := table.set("wrong", map[string]*Route{"wrong.test": route}); err == nil {
+			t.Errorf("%+v was published", route)
+		}
+	}
+}

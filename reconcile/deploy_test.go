@@ -38,6 +38,12 @@ type house struct {
 
 func newHouse(t *testing.T, dir string) *house {
 	t.Helper()
+	return newHouseWith(t, dir, nil)
+}
+
+// newHouseWith is newHouse on a store that before, when not nil, has changed while no reconciler ran.
+func newHouseWith(t *testing.T, dir string, before func(store.Store)) *house {
+	t.Helper()
 	logger := slog.New(slog.NewTextHandler(io.Discard, nil))
 	objects, err := bolt.Open(dir+"/objects.db", bolt.Options{Logger: logger})
 	if err != nil {
@@ -46,6 +52,9 @@ func newHouse(t *testing.T, dir string) *house {
 	namespace := &serving.Namespace{ObjectMeta: serving.ObjectMeta{Name: "default"}}
 	if _, err := objects.Create(t.Context(), namespace); err != nil && !errors.Is(err, store.ErrAlreadyExists) {
 		t.Fatal(err)
+	}
+	if before != nil {
+		before(objects)
 	}
 	h := &house{t: t, store: objects, engine: &fakeEngine{}}
 	h.gateway = gateway.New(gateway.Config{Logger: logger})

@@ -28,7 +28,10 @@ func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 	defer r.queue.close()
 
 	// Routes first: revisions that no route leads to are told apart by what routes send to.
-	kinds := []serving.Kind{serving.KindRoute, serving.KindRevision, serving.KindConfiguration, serving.KindService}
+	kinds := []serving.Kind{
+		serving.KindRoute, serving.KindRevision, serving.KindConfiguration, serving.KindService,
+		serving.KindDomainMapping, serving.KindClusterDomainClaim,
+	}
 	versions := make([]string, len(kinds))
 	var first []key
 	for i, kind := range kinds {
@@ -42,7 +45,7 @@ func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 		versions[i] = version
 		for _, o := range objects {
 			r.index(store.Added, kind, o)
-			first = append(first, key{kind.String(), o.GetNamespace(), o.GetName()})
+			first = append(first, keyOf(kind, o))
 		}
 	}
 	for _, k := range first {
@@ -141,33 +144,53 @@ func (r *Reconciler) relist(ctx context.Context, kind serving.Kind) string {
 	for route := range r.reads {
 		r.queue.add(route)
 	}
+	for host := range r.domains {
+		r.queue.add(domainKey(host))
+	}
 	return version
 }
 
-// index keeps the list of each configuration's revisions.
+// index keeps the lists of each configuration's revisions and of each host's domain mappings.
 func (r *Reconciler) index(event store.EventType, kind serving.Kind, o serving.Object) {
-	if kind.String() != serving.KindRevision.String() {
-		return
-	}
-	owner := key{serving.KindConfiguration.String(), o.GetNamespace(), o.GetLabels()[serving.LabelConfiguration]}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	switch kind.String() {
+	case serving.KindRevision.String():
+		owner := key{serving.KindConfiguration.String(), o.GetNamespace(), o.GetLabels()[serving.LabelConfiguration]}
+		enter(r.revisions, event, owner, o.GetName())
+	case serving.KindDomainMapping.String():
+		enter(r.domains, event, o.GetName(), o.GetNamespace())
+	}
+}
+
+// enter follows an event of one name in an index.
+func enter[K comparable](index map[K]map[string]struct{}, event store.EventType, owner K, name string) {
 	if event == store.Deleted {
-		delete(r.revisions[owner], o.GetName())
-		if len(r.revisions[owner]) == 0 {
-			delete(r.revisions, owner)
+		delete(index[owner], name)
+		if len(index[owner]) == 0 {
+			delete(index, owner)
 		}
 		return
 	}
-	if r.revisions[owner] == nil {
-		r.revisions[owner] = map[string]struct{}{}
+	if index[owner] == nil {
+		index[owner] = map[string]struct{}{}
 	}
-	r.revisions[owner][o.GetName()] = struct{}{}
+	index[owner][name] = struct{}{}
 }
 
-// affected queues an object that changed, its owner, and the routes that read it.
+// keyOf is what to look at when an object changed: the object, but for domain mappings and claims, which are looked
+// at together with all others of their host.
+func keyOf(kind serving.Kind, o serving.Object) key {
+	switch kind.String() {
+	case serving.KindDomainMapping.String(), serving.KindClusterDomainClaim.String():
+		return domainKey(o.GetName())
+	}
+	return key{kind.String(), o.GetNamespace(), o.GetName()}
+}
+
+// affected queues an object that changed, its owner, and the routes and domain mappings that read it.
 func (r *Reconciler) affected(kind serving.Kind, o serving.Object) {
-	self := key{kind.String(), o.GetNamespace(), o.GetName()}
+	self := keyOf(kind, o)
 	r.queue.add(self)
 	for _, owner := range o.GetOwnerReferences() {
 		if k, ok := serving.FindKind(owner.APIVersion, owner.Kind); ok {
@@ -181,7 +204,7 @@ func (r *Reconciler) affected(kind serving.Kind, o serving.Object) {
 	}
 }
 
-// setReads records which objects a route read, so that it is looked at again when they change.
+// setReads records which objects a route or a host's domain mapping reads, so that it is looked at again when they change.
 func (r *Reconciler) setReads(route key, objects []key) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

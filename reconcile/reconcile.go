@@ -58,6 +58,8 @@ type Reconciler struct {
 	deployments map[autoscaler.Key]*deployment
 	// revisions lists the names of each configuration's revisions. Guarded by mu.
 	revisions map[key]map[string]struct{}
+	// domains lists the namespaces of each host's domain mappings. Guarded by mu.
+	domains map[string]map[string]struct{}
 	// readers lists the routes that read a configuration or revision, to look at again when it changes. Guarded by mu.
 	readers map[key]map[key]struct{}
 	// reads is the reverse of readers. Guarded by mu.
@@ -80,6 +82,7 @@ func New(config Config) *Reconciler {
 		queue:       newQueue(),
 		deployments: map[autoscaler.Key]*deployment{},
 		revisions:   map[key]map[string]struct{}{},
+		domains:     map[string]map[string]struct{}{},
 		readers:     map[key]map[key]struct{}{},
 		reads:       map[key][]key{},
 		routed:      map[autoscaler.Key]int{},
@@ -111,6 +114,8 @@ func (r *Reconciler) reconcile(ctx context.Context, k key) error {
 		return r.reconcileRevision(ctx, k)
 	case serving.KindRoute.String():
 		return r.reconcileRoute(ctx, k)
+	case serving.KindDomainMapping.String():
+		return r.reconcileDomain(ctx, k)
 	}
 	return nil
 }

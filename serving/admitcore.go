@@ -24,6 +24,10 @@ func admitCore(kind Kind, change Change) error {
 	case *ConfigMap:
 		old, _ := change.Old.(*ConfigMap)
 		list = admitConfigMap(o, old)
+	case *ClusterDomainClaim:
+		if o.Spec.Namespace == "" {
+			list = append(list, field.Required(field.NewPath("spec", "namespace"), ""))
+		}
 	}
 	if len(list) > 0 {
 		return invalid(kind, change.New, list)

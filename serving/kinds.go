@@ -56,6 +56,16 @@ var (
 		ShortNames: []string{"rt"}, Categories: []string{"all", "knative", "serving"}, Namespaced: true,
 		New: func() Object { return new(Route) },
 	}
+	KindDomainMapping = Kind{
+		Group: Group, Version: "v1beta1", Name: "DomainMapping", Plural: "domainmappings", Singular: "domainmapping",
+		ShortNames: []string{"dm"}, Categories: []string{"all", "knative", "serving"}, Namespaced: true,
+		New: func() Object { return new(DomainMapping) },
+	}
+	KindClusterDomainClaim = Kind{
+		Group: NetworkingGroup, Version: "v1alpha1", Name: "ClusterDomainClaim", Plural: "clusterdomainclaims", Singular: "clusterdomainclaim",
+		ShortNames: []string{"cdc"}, Categories: []string{"knative-internal", "networking"},
+		New: func() Object { return new(ClusterDomainClaim) },
+	}
 	KindNamespace = Kind{
 		Version: "v1", Name: "Namespace", Plural: "namespaces", Singular: "namespace",
 		ShortNames: []string{"ns"},
@@ -96,6 +106,7 @@ var (
 var Kinds = []Kind{
 	KindNamespace, KindSecret, KindConfigMap,
 	KindService, KindConfiguration, KindRoute, KindRevision,
+	KindDomainMapping, KindClusterDomainClaim,
 	KindCoreService, KindPod, KindEvent,
 }
 

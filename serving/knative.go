@@ -27,6 +27,7 @@ const (
 	RevisionResourcesAvailable = v1.RevisionConditionResourcesAvailable
 	RevisionContainerHealthy   = v1.RevisionConditionContainerHealthy
 	RevisionActive             = v1.RevisionConditionActive
+	RouteReady                 = v1.RouteConditionReady
 	RouteAllTrafficAssigned    = v1.RouteConditionAllTrafficAssigned
 	RouteIngressReady          = v1.RouteConditionIngressReady
 )

@@ -17,6 +17,7 @@ const (
 	LabelRoutingState            = serving.RoutingStateLabelKey
 	LabelServiceUID              = serving.ServiceUIDLabelKey
 	LabelConfigurationUID        = serving.ConfigurationUIDLabelKey
+	LabelDomainMappingNamespace  = serving.DomainMappingNamespaceLabelKey
 
 	AnnotationRoutingStateModified = serving.RoutingStateModifiedAnnotationKey
 	AnnotationCreator              = serving.CreatorAnnotation

@@ -15,6 +15,7 @@ type (
 	StatusCause    = v1.StatusCause
 	Time           = v1.Time
 	DeleteOptions  = v1.DeleteOptions
+	Preconditions  = v1.Preconditions
 )
 
 // CauseFieldValueInvalid is the type of a cause that a field's value is.

@@ -32,6 +32,10 @@ func unsupported(o Object) (refused *apis.FieldError) {
 		return unsupportedPod(o.Spec.Template.Spec.PodSpec).ViaField("spec", "template", "spec")
 	case *Route:
 		return unsupportedVisibility(o)
+	case *DomainMapping:
+		if o.Spec.TLS != nil {
+			return refusal("Berth does not speak TLS to the clients of services yet; remove it, and let a proxy in front of the gateway do that", "spec.tls")
+		}
 	}
 	return nil
 }
