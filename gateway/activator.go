@@ -243,8 +243,9 @@ func (a *Activator) setAside(m *member) {
 	})
 }
 
-// Suspend keeps new requests from an instance until Resume; those in flight on it go on. It does nothing for one
-// that is unknown or taken back.
+// Suspend keeps new requests from an instance until Resume; those in flight on it go on. While no other instance takes
+// requests they wait, as for a revision that wakes, within the same limits. It does nothing for an instance that is
+// unknown or taken back.
 func (a *Activator) Suspend(instance engine.Instance) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -254,12 +255,17 @@ func (a *Activator) Suspend(instance engine.Instance) {
 	}
 }
 
-// Resume offers a suspended instance to requests again; those that wait get its slots at once.
+// Resume offers a suspended instance to requests again; those that wait get its slots at once. It does nothing for one
+// that is unknown, taken back or not suspended.
 func (a *Activator) Resume(instance engine.Instance) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if m := a.members[instance.ID()]; m != nil && m.suspended && !m.draining {
-		m.suspended = false
+	m := a.members[instance.ID()]
+	if m == nil || !m.suspended || m.draining {
+		return
+	}
+	m.suspended = false
+	if !hasExited(instance) {
 		a.balancer.add(m)
 		a.grant()
 	}
