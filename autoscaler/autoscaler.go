@@ -163,7 +163,7 @@ func (a *Autoscaler) Status(key Key) (Status, bool) {
 // Instances lists every instance there is, of removed revisions too while they stop, in no order.
 func (a *Autoscaler) Instances() []InstanceStatus {
 	var all []InstanceStatus
-	a.eachPublished(func(_ *fleet, p *published) { all = append(all, p.instances...) })
+	a.eachPublished(func(_ *fleet, p *published) { all = append(all, p.statuses()...) })
 	return all
 }
 

@@ -9,6 +9,7 @@ import (
 type Input struct {
 	Now               time.Time
 	Ready, Starting   int     // instances
+	Unready           int     // of Ready, those that have taken no requests for unreadyPatience
 	InFlight, Waiting int     // requests, see [Load]
 	Stable, Panic     float64 // the metric's averages over the two windows
 	Reachable         bool    // a route leads here
@@ -36,6 +37,10 @@ type delayed struct {
 	at time.Time
 	n  int
 }
+
+// unreadyPatience is how long an instance that takes no requests counts for those that wait as one that soon does
+// again. A program that is started again in place, or loses a connection for a moment, is back by then.
+const unreadyPatience = 10 * time.Second
 
 // Decision is how many instances a revision should have.
 type Decision struct {
@@ -101,6 +106,9 @@ func (s *State) average(scale Scale, in Input) (wanted int, panicking bool) {
 // atOnce is what requests that wait want now: instances for all that is there, the waiting and the running. Of
 // instances that are starting already it asks no more than that, so a burst is answered once. What was asked
 // for is kept for a stable window: a burst that comes again finds it.
+//
+// Instances that have been unready for long are made up for while requests wait, once: never by more than the load
+// asks for, so that a revision whose instances all turn unready does not grow without end.
 func (s *State) atOnce(scale Scale, in Input) int {
 	requests := in.InFlight + in.Waiting
 	n := int(math.Ceil(float64(requests) / scale.Target))
@@ -108,6 +116,7 @@ func (s *State) atOnce(scale Scale, in Input) int {
 	n = min(n, requests)
 	if in.Waiting > 0 {
 		n = max(n, scale.Activation)
+		n += min(n, in.Unready)
 		if n >= s.surge {
 			s.surge, s.surgeAt = n, in.Now
 		}

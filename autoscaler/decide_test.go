@@ -32,6 +32,11 @@ func TestDecide_RequestsThatWaitAskForAllOfThemAtOnce(t *testing.T) {
 		{"the greatest number", 1, []string{"max-scale", "3"}, Input{Waiting: 1000}, 3},
 		{"no greatest number", 1, []string{"max-scale", "0"}, Input{Waiting: 1000}, 1000},
 		{"activation", 0, []string{"activation-scale", "4"}, Input{Waiting: 1}, 4},
+		{"one unready for long is made up for", 0, nil, Input{Ready: 1, Unready: 1, Waiting: 5}, 2},
+		{"no more of them than load asks for", 0, nil, Input{Ready: 3, Unready: 3, Waiting: 5}, 2},
+		{"as many as load asks for", 1, nil, Input{Ready: 3, Unready: 3, Waiting: 2}, 4},
+		{"within the greatest number", 0, []string{"max-scale", "1"}, Input{Ready: 1, Unready: 1, Waiting: 5}, 1},
+		{"nobody waits for the unready", 0, nil, Input{Ready: 1, Unready: 1, InFlight: 5}, 1},
 		{"nobody waits", 0, nil, Input{Ready: 1, InFlight: 1000}, 1},
 	} {
 		test.in.Now, test.in.Reachable = now, true
@@ -87,7 +92,7 @@ func TestDecide_KeepsItsPromisesWhateverItSees(t *testing.T) {
 			now = now.Add(time.Duration(random.IntN(5000)) * time.Millisecond)
 			in := Input{
 				Now: now, Ready: ready, Starting: random.IntN(3), Reachable: random.IntN(4) > 0, Prove: random.IntN(4) == 0,
-				Stable: float64(random.IntN(100)), Panic: float64(random.IntN(300)), Failing: random.IntN(5) == 0,
+				Stable: float64(random.IntN(100)), Panic: float64(random.IntN(300)), Failing: random.IntN(5) == 0, Unready: random.IntN(3),
 			}
 			if random.IntN(3) == 0 {
 				in.Stable, in.Panic = 0, 0

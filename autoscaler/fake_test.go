@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,6 +54,8 @@ func (e *fakeEngine) Prepare(ctx context.Context, spec engine.Spec) (engine.Inst
 		id:     fmt.Sprintf("%s-%d", spec.Revision, len(e.instances)+1),
 		exited: make(chan struct{}),
 		gone:   make(chan struct{}),
+
+		readiness: make(chan bool, 1),
 	}
 	e.instances = append(e.instances, i)
 	return i, nil
@@ -83,6 +86,13 @@ func (e *fakeEngine) newest() *fakeInstance {
 	return e.starts[len(e.starts)-1]
 }
 
+// nth returns the instance that was started nth, from 1.
+func (e *fakeEngine) nth(n int) *fakeInstance {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.starts[n-1]
+}
+
 type fakeInstance struct {
 	engine *fakeEngine
 	spec   engine.Spec
@@ -90,6 +100,10 @@ type fakeInstance struct {
 	exit   engine.Exit
 	exited chan struct{}
 	gone   chan struct{} // closed when stopped
+
+	readiness chan bool
+	restarts  atomic.Int64
+	drained   atomic.Bool // Drain was called
 
 	started, stopped bool // guarded by engine.mu
 }
@@ -192,14 +206,17 @@ func (p *fakePool) advance() {
 	p.requests += float64(p.rate) * passed.Seconds()
 }
 
+// waiting is how many requests no instance takes. Those on an instance that is suspended begin to wait, unlike a
+// gateway's.
 func (p *fakePool) waiting() int {
+	open := len(p.instances) - len(p.suspended)
 	switch {
-	case len(p.instances) == 0:
+	case open == 0:
 		return p.concurrency
 	case p.limit == 0:
 		return 0
 	default:
-		return max(0, p.concurrency-p.limit*len(p.instances))
+		return max(0, p.concurrency-p.limit*open)
 	}
 }
 
@@ -258,6 +275,7 @@ func (p *fakePool) Remove(instance engine.Instance) <-chan struct{} {
 	defer p.mu.Unlock()
 	p.advance()
 	delete(p.instances, instance)
+	delete(p.suspended, instance)
 	ended := make(chan struct{})
 	if p.held {
 		p.draining[instance] = ended
@@ -270,6 +288,10 @@ func (p *fakePool) Remove(instance engine.Instance) <-chan struct{} {
 func (p *fakePool) Suspend(instance engine.Instance) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.advance()
+	if p.suspended[instance] || !p.instances[instance] {
+		panic("instance " + instance.ID() + " suspended twice, or after it was taken back")
+	}
 	if p.suspended == nil {
 		p.suspended = map[engine.Instance]bool{}
 	}
@@ -279,6 +301,10 @@ func (p *fakePool) Suspend(instance engine.Instance) {
 func (p *fakePool) Resume(instance engine.Instance) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.advance()
+	if !p.suspended[instance] {
+		panic("instance " + instance.ID() + " resumed and not suspended")
+	}
 	delete(p.suspended, instance)
 }
 
@@ -287,7 +313,7 @@ func (p *fakePool) Idlest() engine.Instance {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, i := range p.idlest {
-		if p.instances[i] {
+		if p.instances[i] && !p.suspended[i] {
 			return i
 		}
 	}
@@ -384,10 +410,17 @@ func revision(t testing.TB, a *Autoscaler, name string, limit int, annotations .
 	}, pool
 }
 
-func (*fakeInstance) Readiness() <-chan bool { return nil }
+func (i *fakeInstance) Readiness() <-chan bool { return i.readiness }
+
+func (i *fakeInstance) Drain() { i.drained.Store(true) }
 
 func (*fakeInstance) Exec(context.Context, engine.Command) (int, error) {
 	return 0, errors.ErrUnsupported
 }
 
-func (*fakeInstance) Containers() []engine.ContainerStatus { return nil }
+func (i *fakeInstance) Containers() []engine.ContainerStatus {
+	return []engine.ContainerStatus{{Name: "user-container", Restarts: int(i.restarts.Load())}}
+}
+
+// restart is a container that is started again in place.
+func (i *fakeInstance) restart() { i.restarts.Add(1) }

@@ -36,6 +36,8 @@ type fleet struct {
 	failure    error
 	failures   uint64 // of starts so far: tells one failure from another
 	waiting    string // what the oldest start waits for, when it takes long
+	unready    int    // of the ready ones, those unready for long, at the last look
+	restarts   int    // of containers, in instances that are gone
 	retry      *time.Timer
 	wokenAt    time.Time // when the first of the requests came that wait for the first instance; zero when none does
 
@@ -63,13 +65,26 @@ type member struct {
 
 	cancel context.CancelFunc // ends the step in progress; nil between steps
 	leave  chan struct{}      // closed when it stops being ready; made when it becomes so
+
+	unreadySince time.Time // when it began to take no requests, in state ready; zero while it takes them
 }
 
 // published is what the outside may see of a fleet.
 type published struct {
 	status    Status
 	failures  uint64
+	restarts  int // of containers, in instances that are gone
 	instances []InstanceStatus
+	live      []engine.Instance // of the same indexes: asked for what changes by itself
+}
+
+// statuses are the instances as they are now.
+func (p *published) statuses() []InstanceStatus {
+	all := slices.Clone(p.instances)
+	for i := range all {
+		all[i].Containers = p.live[i].Containers()
+	}
+	return all
 }
 
 // same tells whether the statuses are equal. Failures are told apart by their number: errors need not be comparable.
@@ -108,7 +123,7 @@ func (f *fleet) missing() int {
 // steady tells whether an instance has been ready for so long that the revision can be relied on.
 func (f *fleet) steady(now time.Time) bool {
 	for _, m := range f.members {
-		if m.state == engine.Ready && now.Sub(m.since) >= backoffSteady {
+		if m.state == engine.Ready && !m.isUnready() && now.Sub(m.since) >= backoffSteady {
 			return true
 		}
 	}
@@ -116,12 +131,13 @@ func (f *fleet) steady(now time.Time) bool {
 }
 
 func (f *fleet) snapshot() *published {
-	p := &published{failures: f.failures, status: Status{
+	p := &published{failures: f.failures, restarts: f.restarts, status: Status{
 		Desired:  f.desired,
 		Prepared: f.count(engine.Prepared),
 		Starting: f.count(engine.Starting),
 		Ready:    f.count(engine.Ready),
 		Draining: f.count(engine.Draining),
+		Unready:  f.unready,
 		Proven:   f.proven,
 		Failure:  f.failure,
 		Waiting:  f.waiting,
@@ -140,9 +156,9 @@ func (f *fleet) snapshot() *published {
 			Created:   m.created,
 			StartTook: m.took,
 			Stages:    m.instance.Stages(),
-
-			Containers: m.instance.Containers(),
+			Unready:   m.isUnready(),
 		})
+		p.live = append(p.live, m.instance)
 	}
 	return p
 }
@@ -182,6 +198,7 @@ func (a *Autoscaler) look(ctx context.Context, f *fleet) {
 		Now:       now,
 		Ready:     f.count(engine.Ready),
 		Starting:  f.count(engine.Starting),
+		Unready:   f.countUnready(now),
 		InFlight:  load.InFlight,
 		Waiting:   load.Waiting,
 		Reachable: f.revision.Reachable,
@@ -207,6 +224,10 @@ func (a *Autoscaler) look(ctx context.Context, f *fleet) {
 	f.state = state
 	if f.desired != decision.Desired {
 		f.desired = decision.Desired
+		a.change(f)
+	}
+	if f.unready != in.Unready {
+		f.unready = in.Unready
 		a.change(f)
 	}
 	if waiting := f.waitsFor(); f.waiting != waiting {
@@ -274,10 +295,14 @@ func (a *Autoscaler) follow(f *fleet, in Input) {
 	}
 }
 
-// scaleIn takes n ready instances away, the idlest first: they drain at once, and the others have their caches warm.
+// scaleIn takes n ready instances away: those that take no requests first, then the idlest. They drain at once, and the
+// others have their caches warm.
 func (a *Autoscaler) scaleIn(f *fleet, n int) {
 	for range n {
-		m := f.holding(f.revision.Pool.Idlest())
+		m := f.longestUnready()
+		if m == nil {
+			m = f.holding(f.revision.Pool.Idlest())
+		}
 		if m == nil { // the pool knows of none that takes requests: the newest
 			m = f.newest(engine.Ready)
 		}
@@ -296,6 +321,31 @@ func (f *fleet) holding(instance engine.Instance) *member {
 		}
 	}
 	return nil
+}
+
+// isUnready tells whether a member takes no requests although it is in state ready.
+func (m *member) isUnready() bool { return m.state == engine.Ready && !m.unreadySince.IsZero() }
+
+// countUnready returns how many members have been unready for long.
+func (f *fleet) countUnready(now time.Time) int {
+	n := 0
+	for _, m := range f.members {
+		if m.isUnready() && now.Sub(m.unreadySince) >= unreadyPatience {
+			n++
+		}
+	}
+	return n
+}
+
+// longestUnready returns the member that has taken no requests for the longest time, or nil when all ready ones take them.
+func (f *fleet) longestUnready() *member {
+	var longest *member
+	for _, m := range f.members {
+		if m.isUnready() && (longest == nil || m.unreadySince.Before(longest.unreadySince)) {
+			longest = m
+		}
+	}
+	return longest
 }
 
 // newest returns the member in a state that was made last, or nil.

@@ -57,6 +57,9 @@ func (a *Autoscaler) join(f *fleet, m *member) {
 // part forgets a member of which nothing is left.
 func (a *Autoscaler) part(f *fleet, m *member) {
 	if i := slices.Index(f.members, m); i >= 0 {
+		if m.instance != nil {
+			f.restarts += restarts(m.instance)
+		}
 		f.members = slices.Delete(f.members, i, i+1)
 		a.members--
 	}
@@ -210,10 +213,16 @@ func (a *Autoscaler) ready(ctx context.Context, f *fleet, m *member) {
 	f.backoff.until = time.Time{}
 	instance, leave := m.instance, m.leave
 	a.beside.Go(func() {
-		select {
-		case <-instance.Exited():
-			a.mail.post(func(ctx context.Context) { a.exited(ctx, f, m) })
-		case <-leave:
+		for {
+			select {
+			case <-instance.Exited():
+				a.mail.post(func(ctx context.Context) { a.exited(ctx, f, m) })
+				return
+			case ready := <-instance.Readiness():
+				a.mail.post(func(ctx context.Context) { a.turned(ctx, f, m, ready) })
+			case <-leave:
+				return
+			}
 		}
 	})
 	f.revision.Pool.Add(instance)
@@ -225,6 +234,27 @@ func (a *Autoscaler) ready(ctx context.Context, f *fleet, m *member) {
 	}
 	a.log(f, m).Info("instance started", attrs...)
 	a.rank(f)
+	a.look(ctx, f)
+}
+
+// turned handles an instance that has become ready and takes no requests for a while, or takes them again. It stays
+// one of the fleet's ready instances: load decides as if it were back soon, and starts no other in its place unless
+// requests wait for long.
+func (a *Autoscaler) turned(ctx context.Context, f *fleet, m *member, ready bool) {
+	if m.state != engine.Ready || ready != m.isUnready() {
+		return
+	}
+	now := time.Now()
+	if ready {
+		f.revision.Pool.Resume(m.instance)
+		a.log(f, m).Info("instance takes requests again", "after", now.Sub(m.unreadySince))
+		m.unreadySince = time.Time{}
+	} else {
+		f.revision.Pool.Suspend(m.instance)
+		a.log(f, m).Warn("instance takes no requests")
+		m.unreadySince = now
+	}
+	a.change(f)
 	a.look(ctx, f)
 }
 
@@ -260,6 +290,9 @@ func (a *Autoscaler) drain(f *fleet, m *member, reason string) {
 	}
 	close(m.leave)
 	a.enter(f, m, engine.Draining)
+	if probed, ok := m.instance.(interface{ Drain() }); ok {
+		probed.Drain()
+	}
 	ended, instance := f.revision.Pool.Remove(m.instance), m.instance
 	a.step(func() {
 		limit := time.NewTimer(a.settings.DrainTimeout)

@@ -14,6 +14,8 @@ type measures struct {
 	autoscaler *Autoscaler
 
 	instances  *prometheus.Desc
+	unready    *prometheus.Desc
+	restarts   *prometheus.Desc
 	coldStarts *prometheus.CounterVec
 	stages     *prometheus.HistogramVec
 	failed     *prometheus.CounterVec
@@ -24,6 +26,10 @@ func newMeasures(a *Autoscaler, registerer prometheus.Registerer) *measures {
 		autoscaler: a,
 		instances: prometheus.NewDesc("berth_instances", "Instances by state.",
 			[]string{"namespace", "service", "revision", "state"}, nil),
+		unready: prometheus.NewDesc("berth_instances_unready", "Instances in state ready that take no requests for now.",
+			[]string{"namespace", "service", "revision"}, nil),
+		restarts: prometheus.NewDesc("berth_container_restarts_total", "Containers that were started again in their instances.",
+			[]string{"namespace", "service", "revision"}, nil),
 		coldStarts: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "berth_cold_starts_total",
 			Help: "Starts from zero that requests waited for, by whether the instance had been prepared.",
@@ -62,23 +68,53 @@ func (m *measures) started(f *fleet, started *member) {
 }
 
 // Describe implements [prometheus.Collector].
-func (m *measures) Describe(descs chan<- *prometheus.Desc) { descs <- m.instances }
+func (m *measures) Describe(descs chan<- *prometheus.Desc) {
+	descs <- m.instances
+	descs <- m.unready
+	descs <- m.restarts
+}
 
 // Collect implements [prometheus.Collector].
 func (m *measures) Collect(metrics chan<- prometheus.Metric) {
+	type revision struct{ namespace, service, revision string }
 	type series struct {
-		namespace, service, revision string
-		state                        engine.State
+		revision
+		state engine.State
 	}
 	// A revision that was removed and declared again while it drains is there twice.
 	counts := make(map[series]int)
+	unready, restarted := make(map[revision]int), make(map[revision]int)
 	m.autoscaler.eachPublished(func(_ *fleet, p *published) {
-		for _, i := range p.instances {
-			counts[series{i.Namespace, i.Service, i.Revision, i.State}]++
+		for n, i := range p.instances {
+			of := revision{i.Namespace, i.Service, i.Revision}
+			counts[series{of, i.State}]++
+			if n == 0 {
+				restarted[of] += p.restarts
+			}
+			restarted[of] += restarts(p.live[n])
+			unready[of] += 0
+			if i.Unready {
+				unready[of]++
+			}
 		}
 	})
 	for s, n := range counts {
 		metrics <- prometheus.MustNewConstMetric(m.instances, prometheus.GaugeValue, float64(n),
-			s.namespace, s.service, s.revision, string(s.state))
+			s.namespace, s.service, s.revision.revision, string(s.state))
 	}
+	for r, n := range unready {
+		metrics <- prometheus.MustNewConstMetric(m.unready, prometheus.GaugeValue, float64(n), r.namespace, r.service, r.revision)
+	}
+	for r, n := range restarted {
+		metrics <- prometheus.MustNewConstMetric(m.restarts, prometheus.CounterValue, float64(n), r.namespace, r.service, r.revision)
+	}
+}
+
+// restarts is how often an instance's containers were started again.
+func restarts(instance engine.Instance) int {
+	n := 0
+	for _, c := range instance.Containers() {
+		n += c.Restarts
+	}
+	return n
 }

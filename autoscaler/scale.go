@@ -66,6 +66,8 @@ type Revision struct {
 type Status struct {
 	Desired                             int
 	Prepared, Starting, Ready, Draining int
+	// Unready is how many of Ready have taken no requests for ten seconds.
+	Unready int
 	// Proven is true once an instance has been ready since the revision was first applied.
 	Proven bool
 	// Failure is why the newest start failed, nil when the newest start succeeded or none has ended yet.

@@ -30,6 +30,8 @@ var update = flag.Bool("update", false, "rewrite what the scenarios in testdata 
 //	TIME set KEY VALUE   as above, for reachable and prove
 //	TIME failing yes|no  from then on instances do not start
 //	TIME crash           the newest instance exits
+//	TIME unready N       from then on the Nth instance takes no requests
+//	TIME ready N         from then on the Nth instance takes requests again
 //	TIME end
 func TestScenarios(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -167,6 +169,8 @@ func (s *scenario) act(words []string) bool {
 		s.engine.mu.Unlock()
 	case "crash":
 		s.engine.newest().crash(1)
+	case "unready", "ready":
+		s.engine.nth(s.number(words[2])).readiness <- words[1] == "ready"
 	case "end":
 		return false
 	default:
@@ -194,6 +198,11 @@ func (s *scenario) line() {
 	var failure *engine.StartError
 	if errors.As(status.Failure, &failure) {
 		notes = append(notes, "failure "+failure.Reason)
+	}
+	for _, i := range s.autoscaler.Instances() {
+		if i.Unready {
+			notes = append(notes, i.ID+" unready")
+		}
 	}
 	if n := len(s.pool.failed()); n > 0 {
 		notes = append(notes, fmt.Sprintf("requests failed %d times", n))
