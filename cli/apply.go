@@ -18,7 +18,7 @@ func (p *program) applyCommand() *cobra.Command {
 		Use:   "apply -f FILE",
 		Short: "Create or replace the objects in a YAML or JSON file",
 		Long: `Create the objects in a YAML or JSON file, or replace those of the same name. A file may hold several documents
-and any kind that Berth knows: services, configurations, routes, secrets, config maps, namespaces. All documents are
+and any kind that Berth knows: services, configurations, routes, domain mappings, secrets, config maps, namespaces. All documents are
 read before anything is sent: a field that does not exist is an error that names it.`,
 		Example: `  berth apply -f service.yaml
   berth services describe hello -o yaml | berth apply -f -`,

@@ -121,7 +121,7 @@ Instances start when requests come, multiply with load, and go away when idle.`,
 		}
 	}
 	add("platform", p.serverCommand(), p.infoCommand())
-	add("deploy", p.deployCommand(), p.servicesCommand(), p.revisionsCommand(), p.applyCommand())
+	add("deploy", p.deployCommand(), p.servicesCommand(), p.revisionsCommand(), p.domainsCommand(), p.applyCommand())
 	add("look", p.logsCommand(), p.instancesCommand())
 	add("more", p.versionCommand())
 	group(root)

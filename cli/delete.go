@@ -25,7 +25,7 @@ type deletion[T serving.Object] struct {
 	complete cobra.CompletionFunc
 	// check says why an object must stay; nil is that none must.
 	check func(ctx context.Context, berth *client.Client, namespace, name string) error
-	// owns tells whether an instance is of the object.
+	// owns tells whether an instance is of the object; nil is that no object of the kind has instances.
 	owns func(instance client.Instance, name string) bool
 }
 
@@ -46,11 +46,15 @@ func (p *program) revisionsDeleteCommand() *cobra.Command {
 func deleteCommand[T serving.Object](p *program, d deletion[T]) *cobra.Command {
 	var quiet, async bool
 	singular := strings.TrimSuffix(d.plural, "s")
+	gone, while := "they are gone", ""
+	if d.owns != nil {
+		gone, while = "they and their instances are gone", ": requests in flight finish first"
+	}
 	c := p.connected(&cobra.Command{
 		Use: "delete NAME...", Aliases: []string{"rm"},
-		Short: fmt.Sprintf("Delete %s and wait until they and their instances are gone", d.plural),
-		Long: fmt.Sprintf(`Delete %s, and wait until they and their instances are gone: requests in flight finish first.
-Without a terminal to ask on, --quiet must be given.`, d.plural),
+		Short: fmt.Sprintf("Delete %s and wait until %s", d.plural, gone),
+		Long: fmt.Sprintf(`Delete %s, and wait until %s%s.
+Without a terminal to ask on, --quiet must be given.`, d.plural, gone, while),
 		Args: arguments(1, 1000, "the NAME of a "+singular), ValidArgsFunction: d.complete,
 	})
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not ask")
@@ -108,7 +112,7 @@ Without a terminal to ask on, --quiet must be given.`, d.plural),
 
 // await waits until a deleted object and its instances are gone.
 func (d *deletion[T]) await(ctx context.Context, p *program, berth *client.Client, namespace, name string) error {
-	if err := awaitGone(ctx, d.objects(berth, namespace), name); err != nil {
+	if err := awaitGone(ctx, d.objects(berth, namespace), name); err != nil || d.owns == nil {
 		return err
 	}
 	shown := p.newProgress()

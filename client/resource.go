@@ -42,6 +42,16 @@ func (c *Client) Routes(namespace string) Resource[*serving.Route] {
 	return Resource[*serving.Route]{c, serving.KindRoute, namespace}
 }
 
+// DomainMappings are the domain mappings of a namespace.
+func (c *Client) DomainMappings(namespace string) Resource[*serving.DomainMapping] {
+	return Resource[*serving.DomainMapping]{c, serving.KindDomainMapping, namespace}
+}
+
+// ClusterDomainClaims are the claims of hosts.
+func (c *Client) ClusterDomainClaims() Resource[*serving.ClusterDomainClaim] {
+	return Resource[*serving.ClusterDomainClaim]{c, serving.KindClusterDomainClaim, ""}
+}
+
 // Secrets are the secrets of a namespace.
 func (c *Client) Secrets(namespace string) Resource[*serving.Secret] {
 	return Resource[*serving.Secret]{c, serving.KindSecret, namespace}
