@@ -31,6 +31,9 @@ type Instance struct {
 	Created   time.Time      `json:"created"`
 	StartTook time.Duration  `json:"startTook"` // nanoseconds from start to ready, 0 before
 	Stages    []engine.Stage `json:"stages"`
+	// Unready says that it is in state ready and takes no requests for a while.
+	Unready    bool                     `json:"unready,omitempty"`
+	Containers []engine.ContainerStatus `json:"containers"`
 }
 
 // Info describes the server for people: "runtime" → "crun 1.8.1" and so on.
