@@ -29,6 +29,11 @@ type Autoscaler struct {
 	// OnChange, when set, is called after the Status of a revision has changed, from one goroutine at a time and
 	// with no lock held. It must return soon, and must not wait for Remove or Close. Set it before Run.
 	OnChange func(Key)
+	// OnInstances, when set, is called as OnChange is, after [Autoscaler.InstancesOf] a revision has changed in anything
+	// but prepared instances.
+	OnInstances func(Key)
+	// OnEvent, when set, is called as OnChange is, when something happened to an instance that people want to read.
+	OnEvent func(Event)
 
 	engine   engine.Engine
 	settings Settings
@@ -160,6 +165,22 @@ func (a *Autoscaler) Status(key Key) (Status, bool) {
 	return f.published.Load().status, true
 }
 
+// InstancesOf lists the instances of a revision, of one that was removed too while they stop, in no order.
+func (a *Autoscaler) InstancesOf(key Key) []InstanceStatus {
+	var all []InstanceStatus
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	if f := a.fleets[key]; f != nil {
+		all = append(all, f.published.Load().statuses()...)
+	}
+	for f := range a.leaving {
+		if f.revision.Key == key {
+			all = append(all, f.published.Load().statuses()...)
+		}
+	}
+	return all
+}
+
 // Instances lists every instance there is, of removed revisions too while they stop, in no order.
 func (a *Autoscaler) Instances() []InstanceStatus {
 	var all []InstanceStatus
@@ -285,6 +306,9 @@ func (a *Autoscaler) publish() {
 		}
 		if a.OnChange != nil && !after.same(before) {
 			a.OnChange(f.revision.Key)
+		}
+		if a.OnInstances != nil && !after.sameInstances(before) {
+			a.OnInstances(f.revision.Key)
 		}
 	}
 	a.changed = a.changed[:0]

@@ -38,6 +38,7 @@ type fleet struct {
 	waiting    string // what the oldest start waits for, when it takes long
 	unready    int    // of the ready ones, those unready for long, at the last look
 	restarts   int    // of containers, in instances that are gone
+	turns      uint64 // times that an engine said that an instance's readiness or containers changed
 	retry      *time.Timer
 	wokenAt    time.Time // when the first of the requests came that wait for the first instance; zero when none does
 
@@ -74,6 +75,7 @@ type published struct {
 	status    Status
 	failures  uint64
 	restarts  int // of containers, in instances that are gone
+	turns     uint64
 	instances []InstanceStatus
 	live      []engine.Instance // of the same indexes: asked for what changes by itself
 }
@@ -92,6 +94,25 @@ func (p *published) same(q *published) bool {
 	a, b := p.status, q.status
 	a.Failure, b.Failure = nil, nil
 	return a == b && p.failures == q.failures && (p.status.Failure == nil) == (q.status.Failure == nil)
+}
+
+// sameInstances tells whether the instances that run user code are the same, in the same states.
+func (p *published) sameInstances(q *published) bool {
+	a, b := p.begun(), q.begun()
+	return p.turns == q.turns && slices.EqualFunc(a, b, func(a, b *InstanceStatus) bool {
+		return a.ID == b.ID && a.State == b.State
+	})
+}
+
+// begun are the instances that are not merely prepared.
+func (p *published) begun() []*InstanceStatus {
+	var begun []*InstanceStatus
+	for i := range p.instances {
+		if p.instances[i].State != engine.Prepared {
+			begun = append(begun, &p.instances[i])
+		}
+	}
+	return begun
 }
 
 func newFleet(revision Revision) *fleet {
@@ -131,7 +152,7 @@ func (f *fleet) steady(now time.Time) bool {
 }
 
 func (f *fleet) snapshot() *published {
-	p := &published{failures: f.failures, restarts: f.restarts, status: Status{
+	p := &published{failures: f.failures, restarts: f.restarts, turns: f.turns, status: Status{
 		Desired:  f.desired,
 		Prepared: f.count(engine.Prepared),
 		Starting: f.count(engine.Starting),
@@ -157,6 +178,7 @@ func (f *fleet) snapshot() *published {
 			StartTook: m.took,
 			Stages:    m.instance.Stages(),
 			Unready:   m.isUnready(),
+			Address:   address(m.instance),
 		})
 		p.live = append(p.live, m.instance)
 	}

@@ -199,6 +199,7 @@ func (a *Autoscaler) startFailed(ctx context.Context, f *fleet, m *member, err e
 	a.measures.failed.WithLabelValues(failure.Reason).Inc()
 	a.log(f, m).Error("instance not started", "reason", failure.Reason, "error", failure,
 		"next", f.backoff.until.Format(time.RFC3339))
+	a.tell(f, m, NotStarted, 0, failure.Error())
 	a.change(f)
 	a.look(ctx, f)
 }
@@ -233,6 +234,7 @@ func (a *Autoscaler) ready(ctx context.Context, f *fleet, m *member) {
 		attrs = append(attrs, slog.Duration("stage_"+stage.Name, stage.Took))
 	}
 	a.log(f, m).Info("instance started", attrs...)
+	a.tell(f, m, Started, m.took, "")
 	a.rank(f)
 	a.look(ctx, f)
 }
@@ -241,6 +243,8 @@ func (a *Autoscaler) ready(ctx context.Context, f *fleet, m *member) {
 // one of the fleet's ready instances: load decides as if it were back soon, and starts no other in its place unless
 // requests wait for long.
 func (a *Autoscaler) turned(ctx context.Context, f *fleet, m *member, ready bool) {
+	f.turns++
+	a.change(f)
 	if m.state != engine.Ready || ready != m.isUnready() {
 		return
 	}
@@ -248,10 +252,12 @@ func (a *Autoscaler) turned(ctx context.Context, f *fleet, m *member, ready bool
 	if ready {
 		f.revision.Pool.Resume(m.instance)
 		a.log(f, m).Info("instance takes requests again", "after", now.Sub(m.unreadySince))
+		a.tell(f, m, Recovered, now.Sub(m.unreadySince), "")
 		m.unreadySince = time.Time{}
 	} else {
 		f.revision.Pool.Suspend(m.instance)
 		a.log(f, m).Warn("instance takes no requests")
+		a.tell(f, m, Unready, 0, "")
 		m.unreadySince = now
 	}
 	a.change(f)
@@ -279,6 +285,7 @@ func (a *Autoscaler) exited(ctx context.Context, f *fleet, m *member) {
 		f.failures++
 	}
 	a.log(f, m).Warn("instance exited", "exit", exit.String(), "after", now.Sub(m.since))
+	a.tell(f, m, Exited, now.Sub(m.since), exit.String())
 	a.stop(f, m, "it exited")
 	a.look(ctx, f)
 }
@@ -310,6 +317,7 @@ func (a *Autoscaler) drain(f *fleet, m *member, reason string) {
 
 // stop ends a member that takes no request (any more).
 func (a *Autoscaler) stop(f *fleet, m *member, reason string) {
+	drained := m.state == engine.Draining
 	a.enter(f, m, engine.Stopping)
 	if a.spares[f] == m {
 		delete(a.spares, f)
@@ -320,6 +328,9 @@ func (a *Autoscaler) stop(f *fleet, m *member, reason string) {
 		instance.Stop(grace)
 	}, func(context.Context) {
 		a.log(f, m).Info("instance stopped", "reason", reason, "took", time.Since(begun))
+		if drained { // the others have been told of
+			a.tell(f, m, Stopped, 0, reason)
+		}
 		a.part(f, m)
 	})
 }

@@ -90,4 +90,5 @@ type InstanceStatus struct {
 	// Unready says that it is in state ready and takes no requests for a while (engine.Instance.Readiness).
 	Unready    bool                     `json:"unready,omitempty"`
 	Containers []engine.ContainerStatus `json:"containers"`
+	Address    string                   `json:"address,omitempty"` // its IP address, where the engine gives it one
 }

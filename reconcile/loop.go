@@ -30,7 +30,7 @@ func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 	// Routes first: revisions that no route leads to are told apart by what routes send to.
 	kinds := []serving.Kind{
 		serving.KindRoute, serving.KindRevision, serving.KindConfiguration, serving.KindService,
-		serving.KindDomainMapping, serving.KindClusterDomainClaim,
+		serving.KindDomainMapping, serving.KindClusterDomainClaim, serving.KindPod,
 	}
 	versions := make([]string, len(kinds))
 	var first []key
@@ -179,17 +179,22 @@ func enter[K comparable](index map[K]map[string]struct{}, event store.EventType,
 }
 
 // keyOf is what to look at when an object changed: the object, but for domain mappings and claims, which are looked
-// at together with all others of their host.
+// at together with all others of their host, and pods, with all others of their revision.
 func keyOf(kind serving.Kind, o serving.Object) key {
 	switch kind.String() {
 	case serving.KindDomainMapping.String(), serving.KindClusterDomainClaim.String():
 		return domainKey(o.GetName())
+	case serving.KindPod.String():
+		return podsKey(autoscaler.Key{Namespace: o.GetNamespace(), Revision: o.GetLabels()[serving.LabelRevision]})
 	}
 	return key{kind.String(), o.GetNamespace(), o.GetName()}
 }
 
 // affected queues an object that changed, its owner, and the routes and domain mappings that read it.
 func (r *Reconciler) affected(kind serving.Kind, o serving.Object) {
+	if kind.String() == serving.KindPod.String() && o.GetDeletionTimestamp() == nil {
+		return // it is the reconciler's own change
+	}
 	self := keyOf(kind, o)
 	r.queue.add(self)
 	for _, owner := range o.GetOwnerReferences() {

@@ -39,6 +39,9 @@ type Config struct {
 	StartupTimeout time.Duration // contract C45
 	MaxQueue       int           // most waiting requests of one revision
 
+	// Node names the machine in pods.
+	Node string
+
 	// RevisionGone, when set, is called after a deleted revision's last instance has ended.
 	RevisionGone func(namespace, service, revision string)
 }
@@ -48,7 +51,8 @@ type Resolver interface {
 	Resolve(ctx context.Context, ref string, credentials image.Credentials) (string, error)
 }
 
-// Reconciler runs the reconcilers. The autoscaler's OnChange must be its Changed method.
+// Reconciler runs the reconcilers. The autoscaler's OnChange must be its Changed method, and OnInstances its
+// InstancesChanged.
 type Reconciler struct {
 	Config
 	queue *queue
@@ -69,6 +73,9 @@ type Reconciler struct {
 	// sends is what each route sends requests to, as counted in routed. Guarded by mu.
 	sends map[key][]autoscaler.Key
 
+	// pods names the pods of each revision's instances. Guarded by mu.
+	pods map[autoscaler.Key]map[string]struct{}
+
 	fetches sync.WaitGroup // image pulls under way
 }
 
@@ -87,6 +94,7 @@ func New(config Config) *Reconciler {
 		reads:       map[key][]key{},
 		routed:      map[autoscaler.Key]int{},
 		sends:       map[key][]autoscaler.Key{},
+		pods:        map[autoscaler.Key]map[string]struct{}{},
 	}
 }
 
@@ -116,6 +124,8 @@ func (r *Reconciler) reconcile(ctx context.Context, k key) error {
 		return r.reconcileRoute(ctx, k)
 	case serving.KindDomainMapping.String():
 		return r.reconcileDomain(ctx, k)
+	case serving.KindPod.String():
+		return r.reconcilePods(ctx, autoscaler.Key{Namespace: k.namespace, Revision: k.name})
 	}
 	return nil
 }

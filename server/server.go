@@ -125,9 +125,9 @@ func open(config Config) (_ *server, err error) {
 		Scaling: config.Scaling, Logger: s.logger,
 		URL: s.url, Domain: config.Domain,
 		PullTimeout: config.PullTimeout, StartupTimeout: config.StartupTimeout, MaxQueue: config.MaxQueue,
-		RevisionGone: s.revisionGone,
+		Node: s.node(), RevisionGone: s.revisionGone,
 	})
-	s.autoscaler.OnChange = s.reconciler.Changed
+	s.autoscaler.OnChange, s.autoscaler.OnInstances = s.reconciler.Changed, s.reconciler.InstancesChanged
 	handler := api.New(api.Config{
 		Store: s.store, Admission: admission, Token: token, Engine: s.engine, Instances: s.autoscaler.Instances,
 		Registry: s.images.Registry(), Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
@@ -272,6 +272,15 @@ func accessLog(config Config) io.Writer {
 		return nil
 	}
 	return os.Stdout
+}
+
+// node is the machine's name.
+func (s *server) node() string {
+	name, err := os.Hostname()
+	if err != nil {
+		s.logger.Warn("reading the machine's name", "error", err)
+	}
+	return name
 }
 
 func (s *server) path(name string) string { return filepath.Join(s.config.StateDir, name) }

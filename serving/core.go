@@ -23,10 +23,17 @@ type (
 	LocalObjectReference = v1.LocalObjectReference
 	SecurityContext      = v1.SecurityContext
 
-	Pod             = v1.Pod
-	PodCondition    = v1.PodCondition
-	PodPhase        = v1.PodPhase
-	PodStatus       = v1.PodStatus
+	Pod                      = v1.Pod
+	PodCondition             = v1.PodCondition
+	PodConditionType         = v1.PodConditionType
+	PodContainerStatus       = v1.ContainerStatus
+	PodIP                    = v1.PodIP
+	PodStatus                = v1.PodStatus
+	ContainerState           = v1.ContainerState
+	ContainerStateWaiting    = v1.ContainerStateWaiting
+	ContainerStateRunning    = v1.ContainerStateRunning
+	ContainerStateTerminated = v1.ContainerStateTerminated
+
 	CoreService     = v1.Service
 	CoreServiceSpec = v1.ServiceSpec
 	ServicePort     = v1.ServicePort
@@ -46,4 +53,16 @@ const (
 
 	NamespaceActive      = v1.NamespaceActive
 	NamespaceTerminating = v1.NamespaceTerminating
+
+	PodPending   = v1.PodPending
+	PodRunning   = v1.PodRunning
+	PodSucceeded = v1.PodSucceeded
+	PodFailed    = v1.PodFailed
+
+	PodScheduled    = v1.PodScheduled
+	PodInitialized  = v1.PodInitialized
+	ContainersReady = v1.ContainersReady
+	PodReady        = v1.PodReady
+
+	RestartPolicyAlways = v1.RestartPolicyAlways
 )

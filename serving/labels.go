@@ -18,6 +18,8 @@ const (
 	LabelServiceUID              = serving.ServiceUIDLabelKey
 	LabelConfigurationUID        = serving.ConfigurationUIDLabelKey
 	LabelDomainMappingNamespace  = serving.DomainMappingNamespaceLabelKey
+	LabelRevision                = serving.RevisionLabelKey
+	LabelRevisionUID             = serving.RevisionUID
 
 	AnnotationRoutingStateModified = serving.RoutingStateModifiedAnnotationKey
 	AnnotationCreator              = serving.CreatorAnnotation
@@ -30,6 +32,8 @@ const (
 
 // Berth's own annotations, where neither Knative nor Cloud Run has one.
 const (
+	// AnnotationInstance on a pod names the instance that it shows.
+	AnnotationInstance = "berth.run/instance"
 	// AnnotationInsecureRegistry on a revision template, "true", lets its image be pulled over plain HTTP.
 	AnnotationInsecureRegistry = "berth.run/insecure-registry"
 )

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -239,6 +240,9 @@ func (i *instance) Stages() []engine.Stage {
 
 // Readiness implements engine.Instance.
 func (i *instance) Readiness() <-chan bool { return nil }
+
+// Address is the instance's address in the instance network.
+func (i *instance) Address() netip.Addr { return i.link.address }
 
 // Exec implements engine.Instance.
 func (i *instance) Exec(context.Context, engine.Command) (int, error) {
