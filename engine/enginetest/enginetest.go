@@ -173,6 +173,12 @@ func Run(t *testing.T, newEngine func(t *testing.T) engine.Engine) {
 		"LogsAreKeptAfterTheInstance":             logsAreKeptAfterTheInstance,
 		"LogsFollow":                              logsFollow,
 		"TwentyInstancesStartAtOnce":              twentyInstancesStartAtOnce,
+		"VolumeHasItsFiles":                       volumeHasItsFiles,
+		"VolumeIsMountedInParts":                  volumeIsMountedInParts,
+		"VolumesAreMountedInEachOther":            volumesAreMountedInEachOther,
+		"EmptyVolumeIsWrittenToWithinItsLimit":    emptyVolumeIsWrittenTo,
+		"ProgramIsInAVolume":                      programIsInAVolume,
+		"VolumesThatCannotBeAreRefused":           volumesThatCannotBeAreRefused,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, s) })
 	}

@@ -54,6 +54,7 @@ type bundle struct {
 	network     string // path of the network namespace
 	users       string // path of the user namespace; "" for the machine's
 	ids         ids    // in the user namespace
+	volumes     []specs.Mount
 	openFiles   uint64
 	oomScore    int
 	annotations map[string]string
@@ -216,7 +217,7 @@ func (b *bundle) mounts() []specs.Mount {
 		// container's; as a bind mount, crun would mount the machine's over it in a user namespace.
 		mounts = append(mounts, specs.Mount{Destination: cgroupMount, Source: "tmpfs", Type: "tmpfs", Options: []string{"remount", "nosuid", "noexec", "nodev", "relatime", "ro"}})
 	}
-	return mounts
+	return append(mounts, b.volumes...)
 }
 
 func (b *bundle) resources() *specs.LinuxResources {

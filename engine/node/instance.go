@@ -36,6 +36,7 @@ type instance struct {
 
 	// Set while preparing, and then left alone until remove.
 	link    *link
+	volumes *volumes // nil when there are none
 	rootfs  *rootfs
 	output  *output
 	process *process
@@ -70,6 +71,9 @@ func (i *instance) prepare(ctx context.Context) error {
 		return err
 	}
 	lap("network")
+	if i.volumes, err = e.openVolumes(ctx, i.id, i.spec, i.link.ids); err != nil {
+		return err
+	}
 	b := &bundle{
 		spec: i.spec, image: image.Config, hostname: hostname(i.id),
 		cgroupsPath: e.cgroups.path(i.id), network: namespacePath(i.link.namespace), openFiles: e.openFiles, oomScore: e.oomScore,
@@ -117,7 +121,10 @@ func (i *instance) prepareRootfs(b *bundle, layers []string) error {
 	if err := i.rootfs.mkdirAll(b.workingDir()); err != nil {
 		return notExecutable("the working directory %q cannot be made in the image: %w", b.workingDir(), reason(err))
 	}
-	if err := i.rootfs.checkProgram(b.args(), b.variable("PATH"), b.workingDir(), b.user); err != nil {
+	if err := i.rootfs.checkProgram(b.args(), b.variable("PATH"), b.workingDir(), b.user); err != nil && !mayBeMounted(i.spec.Container, b.args(), b.variable("PATH"), b.workingDir()) {
+		return err
+	}
+	if b.volumes, err = i.volumes.mounts(i.spec.Container); err != nil {
 		return err
 	}
 	return b.write(i.rootfs.dir)
@@ -420,7 +427,7 @@ func (i *instance) remove() {
 		}
 		return errors.Join(unmounted, e.runtime.remove(i.id))
 	}))
-	errs = append(errs, e.cgroups.remove(i.id))
+	errs = append(errs, i.volumes.close(), e.cgroups.remove(i.id))
 	if i.link != nil {
 		e.network.give(i.link)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/engine/enginetest"
 )
 
@@ -197,7 +198,10 @@ func TestCrashingServer(t *testing.T) {
 	s.Start(t, nil, "stubborn")
 	s.Start(t, nil, "serve")
 	s.Prepare(t, nil, "serve")
-	spec := s.Spec(t, nil, "serve")
+	spec := s.Spec(t, func(spec *engine.Spec) {
+		spec.Volumes = []engine.Volume{enginetest.Filled("conf", text("a", "1")), {Name: "scratch"}}
+		spec.Container.Mounts = []engine.Mount{{Volume: "conf", Path: "/conf"}, {Volume: "scratch", Path: "/scratch", SubPath: "part"}}
+	}, "serve")
 	fmt.Println("ready")
 	var group sync.WaitGroup
 	for range 2 { // so that the kill meets every moment of an instance's life

@@ -24,6 +24,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,7 +43,8 @@ type Config struct {
 	// UserNamespaces is one of the constants of that name; "" is on. An instance with a user namespace runs as users
 	// of its own, its root too, that nothing on the machine belongs to (contract C71).
 	UserNamespaces string
-	Logger         *slog.Logger // nil: slog.Default()
+	VolumeRefresh  time.Duration // how often the files of a volume are read again; 0 is a minute
+	Logger         *slog.Logger  // nil: slog.Default()
 }
 
 // Engine runs instances on this machine. It implements engine.Engine.
@@ -51,6 +53,7 @@ type Engine struct {
 	logger  *slog.Logger
 	run     string // directory that the mount namespace has its own memory at
 	bundles string // directory of the instances' bundles, in the mount namespace
+	volumes string // directory of the instances' volumes, in the mount namespace
 	// users tells whether instances have user namespaces, and if not, why.
 	users string
 
@@ -65,6 +68,8 @@ type Engine struct {
 	logs      *logs
 	openFiles uint64 // limit of an instance
 	oomScore  int
+
+	volumeRefresh time.Duration
 	// swapCounted says whether limits can be set for memory and swap together.
 	swapCounted bool
 
@@ -89,6 +94,8 @@ func Open(config Config) (*Engine, error) {
 		images:    config.Images,
 		logger:    cmp.Or(config.Logger, slog.Default()),
 		instances: map[string]*instance{},
+
+		volumeRefresh: cmp.Or(config.VolumeRefresh, volumeRefresh),
 	}
 	if err := e.open(dir, config); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the node engine: %w", err), e.release())
@@ -185,12 +192,12 @@ func (e *Engine) openNamespace(dir, layer string) error {
 		return fmt.Errorf("making the engine's directory: %w", err)
 	}
 	e.run = dir
-	e.bundles, e.runtime.root = filepath.Join(dir, "bundles"), filepath.Join(dir, "runtime")
+	e.bundles, e.runtime.root, e.volumes = filepath.Join(dir, "bundles"), filepath.Join(dir, "runtime"), filepath.Join(dir, "volumes")
 	namespace, err := newMountNamespace(func() error {
 		if err := unix.Mount("berth", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711"); err != nil {
 			return fmt.Errorf("mounting memory at %q: %w", dir, err)
 		}
-		for _, sub := range []string{e.bundles, e.runtime.root} {
+		for _, sub := range []string{e.bundles, e.runtime.root, e.volumes} {
 			if err := os.Mkdir(sub, 0o711); err != nil {
 				return fmt.Errorf("making the engine's directory: %w", err)
 			}

@@ -91,6 +91,12 @@ func serve(address string) error {
 	http.HandleFunc("GET /resolve", resolve)
 	http.HandleFunc("GET /read", read)
 	http.HandleFunc("GET /list", list)
+	http.HandleFunc("GET /stat", stat)
+	http.HandleFunc("POST /link", func(w http.ResponseWriter, r *http.Request) {
+		if err := os.Symlink(r.FormValue("to"), r.FormValue("path")); err != nil {
+			http.Error(w, err.Error(), http.StatusInsufficientStorage)
+		}
+	})
 	http.HandleFunc("POST /write", write)
 	http.HandleFunc("POST /exit", exit)
 	http.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
@@ -179,6 +185,17 @@ func list(w http.ResponseWriter, r *http.Request) {
 	for _, entry := range entries {
 		fmt.Fprintln(w, entry.Name())
 	}
+}
+
+// stat tells the mode and the owner of a file that links lead to.
+func stat(w http.ResponseWriter, r *http.Request) {
+	info, err := os.Stat(r.FormValue("path"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	owner := info.Sys().(*syscall.Stat_t)
+	fmt.Fprintf(w, "%s %d:%d", info.Mode(), owner.Uid, owner.Gid)
 }
 
 // write writes the request's body, or so many MiB of zeros, to a file.
