@@ -43,11 +43,13 @@ const (
 
 // StartError says why an instance did not become ready. It survives the instance.
 type StartError struct {
-	Reason   string
-	Exit     *Exit         // set for ReasonExited
-	Port     int           // where it should have listened
-	Listened []string      // addresses it listened on instead: "127.0.0.1:8080", "[::]:3000"
-	Waited   time.Duration // how long it was given, for ReasonNotListening
+	Reason string
+	// Container is the name of the container that it is about, where there are several.
+	Container string
+	Exit      *Exit         // set for ReasonExited
+	Port      int           // where it should have listened
+	Listened  []string      // addresses it listened on instead: "127.0.0.1:8080", "[::]:3000"
+	Waited    time.Duration // how long it was given, for ReasonNotListening
 	// LastLines are the last lines it wrote, oldest first.
 	LastLines []string
 	Err       error // the cause below, or nil
@@ -56,27 +58,36 @@ type StartError struct {
 // Error says what was seen and what to do, in one paragraph, with the container's last lines after it.
 func (e *StartError) Error() string {
 	var b strings.Builder
+	who := "the container"
+	if e.Container != "" {
+		who = fmt.Sprintf("the container %q", e.Container)
+	}
 	switch e.Reason {
 	case ReasonExited:
-		fmt.Fprintf(&b, "the container %s before it listened on port %d", e.Exit, e.Port)
+		if e.Port == 0 {
+			fmt.Fprintf(&b, "%s %s before the instance was ready", who, e.Exit)
+		} else {
+			fmt.Fprintf(&b, "%s %s before it listened on port %d", who, e.Exit, e.Port)
+		}
 		if e.Exit.OOM {
 			b.WriteString("; raise the memory limit")
 		}
 	case ReasonNotListening:
 		if e.LoopbackOnly() {
-			fmt.Fprintf(&b, "the container listens on port %d of 127.0.0.1 only, where no request can reach it: listen on 0.0.0.0 instead", e.Port)
+			fmt.Fprintf(&b, "%s listens on port %d of 127.0.0.1 only, where no request can reach it: listen on 0.0.0.0 instead", who, e.Port)
 			break
 		}
 		if e.Err != nil {
-			fmt.Fprintf(&b, "the container's startup probe on port %d did not pass within %s: %v", e.Port, round(e.Waited), e.Err)
+			fmt.Fprintf(&b, "%s's startup probe on port %d did not pass within %s: %v", who, e.Port, round(e.Waited), e.Err)
 			break
 		}
-		fmt.Fprintf(&b, "the container did not listen on port %d within %s", e.Port, round(e.Waited))
+		fmt.Fprintf(&b, "%s did not listen on port %d within %s", who, e.Port, round(e.Waited))
 		if len(e.Listened) > 0 {
 			fmt.Fprintf(&b, "; it listens on %s instead: listen on the port given in the PORT environment variable, or set the service's port",
 				strings.Join(e.Listened, ", "))
 		}
 	case ReasonWrongPlatform:
+		e.nameContainer(&b)
 		if e.Err != nil {
 			b.WriteString(e.Err.Error())
 		} else {
@@ -84,6 +95,7 @@ func (e *StartError) Error() string {
 		}
 		b.WriteString("; build the image for linux/" + runtime.GOARCH)
 	default:
+		e.nameContainer(&b)
 		if e.Err != nil {
 			b.WriteString(e.Err.Error())
 		} else {
@@ -95,6 +107,13 @@ func (e *StartError) Error() string {
 		b.WriteString(strings.Join(e.LastLines, "\n"))
 	}
 	return b.String()
+}
+
+// nameContainer begins a sentence of another's that says no more than "the container".
+func (e *StartError) nameContainer(b *strings.Builder) {
+	if e.Container != "" {
+		fmt.Fprintf(b, "container %q: ", e.Container)
+	}
 }
 
 // round leaves what a person wants to read of a duration.

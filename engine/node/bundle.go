@@ -47,6 +47,7 @@ var readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", 
 // bundle is what an OCI runtime configuration is written from.
 type bundle struct {
 	spec        engine.Spec
+	container   *engine.Container
 	image       image.Config
 	user        user
 	hostname    string
@@ -81,11 +82,11 @@ func (b *bundle) environment() []string {
 			set(name, value)
 		}
 	}
-	for _, e := range b.spec.Container.Env {
+	for _, e := range b.container.Env {
 		set(e.Name, e.Value)
 	}
-	if b.spec.Container.Port > 0 {
-		set("PORT", strconv.Itoa(b.spec.Container.Port))
+	if b.container.Port > 0 {
+		set("PORT", strconv.Itoa(b.container.Port))
 	}
 	set("K_SERVICE", b.spec.Service)
 	set("K_CONFIGURATION", b.spec.Configuration)
@@ -109,7 +110,7 @@ func (b *bundle) variable(name string) string {
 
 // args is the program and its arguments. A command of the user's replaces the image's arguments too.
 func (b *bundle) args() []string {
-	c := b.spec.Container
+	c := b.container
 	command, args := b.image.Entrypoint, b.image.Cmd
 	if c.Command != nil {
 		command, args = c.Command, nil
@@ -123,8 +124,8 @@ func (b *bundle) args() []string {
 // workingDir is where the program starts.
 func (b *bundle) workingDir() string {
 	dir := b.image.WorkingDir
-	if b.spec.Container.WorkingDir != "" {
-		dir = b.spec.Container.WorkingDir
+	if b.container.WorkingDir != "" {
+		dir = b.container.WorkingDir
 	}
 	return path.Clean("/" + dir)
 }
@@ -200,7 +201,7 @@ func (b *bundle) capabilities() *specs.LinuxCapabilities {
 
 func (b *bundle) mounts() []specs.Mount {
 	shm := []string{"nosuid", "noexec", "nodev", "mode=1777"}
-	if limit := b.spec.Container.Memory; limit > 0 {
+	if limit := b.container.Memory; limit > 0 {
 		shm = append(shm, "size="+strconv.FormatInt(limit, 10)) // in memory, and so within its limit
 	}
 	mounts := []specs.Mount{
@@ -225,7 +226,7 @@ func (b *bundle) resources() *specs.LinuxResources {
 		Devices: allowedDevices(),
 		Pids:    &specs.LinuxPids{Limit: pointer(int64(maxProcesses))},
 	}
-	if cpu := b.spec.Container.CPU; cpu > 0 {
+	if cpu := b.container.CPU; cpu > 0 {
 		const leastQuota, leastShares = 1000, 2 // of the kernel
 		r.CPU = &specs.LinuxCPU{
 			Shares: pointer(uint64(max(cpu*1024/1000, leastShares))),
@@ -233,7 +234,7 @@ func (b *bundle) resources() *specs.LinuxResources {
 			Period: pointer(uint64(cpuPeriod)),
 		}
 	}
-	if memory := b.spec.Container.Memory; memory > 0 {
+	if memory := b.container.Memory; memory > 0 {
 		r.Memory = &specs.LinuxMemory{Limit: &memory}
 		if b.swapCounted {
 			r.Memory.Swap = &memory // both together: no swap

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -28,22 +26,22 @@ const (
 	drainPatience = 2 * time.Second
 )
 
-// instance is an OCI container, made and not yet running, running, or ended.
+// instance is a network with the containers that share it, made and not yet running, running, or ended.
 type instance struct {
 	engine *Engine
 	id     string
 	spec   engine.Spec
 
 	// Set while preparing, and then left alone until remove.
-	link    *link
-	volumes *volumes // nil when there are none
-	rootfs  *rootfs
-	output  *output
-	process *process
-	memory  *os.File // tells when the memory limit is met; nil where the kernel ends the instance itself
+	link       *link
+	volumes    *volumes // nil when there are none
+	log        *revisionLog
+	containers []*container // the one that requests go to, then the sidecars
 
-	exited chan struct{}
-	exit   engine.Exit // written before exited is closed
+	readiness chan bool     // see Readiness
+	ending    chan struct{} // closed when no container is to be started again: the instance is stopped, or was broken
+	exited    chan struct{}
+	exit      engine.Exit // written before exited is closed
 
 	stopOnce sync.Once
 	stopped  chan struct{}
@@ -51,22 +49,24 @@ type instance struct {
 	mu       sync.Mutex
 	stages   []engine.Stage
 	started  bool
+	ready    bool // Start has returned without an error
 	stopping bool
-	waiting  string // what Start waits for, once that takes long
+	unready  bool               // what readiness was told last
+	waiting  string             // what Start waits for, once that takes long
+	failure  *engine.StartError // of a sidecar that ended before the instance was ready; failed is then closed
+	failed   chan struct{}      // nil without sidecars
+	broken   *engine.Exit       // how a container ended that takes the instance with it
 }
 
 var _ engine.Instance = (*instance)(nil)
 
-// prepare makes everything up to a container that waits for release. When it fails, remove takes back what it
-// has made.
+// prepare makes everything up to containers that wait for release. When it fails, abandon takes back what it has made.
 func (i *instance) prepare(ctx context.Context) error {
 	e := i.engine
-	image, err := e.images.Image(i.spec.Container.Image)
-	if err != nil {
-		return &engine.StartError{Reason: engine.ReasonImageNotPulled, Err: err}
-	}
 	e.cgroups.warm()
+	i.log = e.logs.use(logName{i.spec.Namespace, i.spec.Service, i.spec.Revision})
 	lap := i.stopwatch()
+	var err error
 	if i.link, err = e.network.take(); err != nil {
 		return err
 	}
@@ -74,152 +74,52 @@ func (i *instance) prepare(ctx context.Context) error {
 	if i.volumes, err = e.openVolumes(ctx, i.id, i.spec, i.link.ids); err != nil {
 		return err
 	}
-	b := &bundle{
-		spec: i.spec, image: image.Config, hostname: hostname(i.id),
-		cgroupsPath: e.cgroups.path(i.id), network: namespacePath(i.link.namespace), openFiles: e.openFiles, oomScore: e.oomScore,
-		annotations: e.runtime.annotations(), swapCounted: e.swapCounted, unified: e.cgroups.v2,
-	}
-	if i.link.users != nil {
-		b.users, b.ids = namespacePath(i.link.users), i.link.ids
-	}
-	err = e.namespace.do(func() error { return i.prepareRootfs(b, image.Layers) })
-	if err != nil {
-		return err
-	}
-	lap("rootfs")
-	if err := i.create(ctx, b); err != nil {
-		return err
-	}
-	lap("create")
-	if i.memory != nil {
-		go i.watchMemory(i.memory)
-	}
-	go i.watch()
-	return nil
-}
-
-// prepareRootfs mounts and furnishes the root and writes the bundle. It runs in the mount namespace.
-func (i *instance) prepareRootfs(b *bundle, layers []string) error {
-	e := i.engine
-	var err error
-	i.rootfs, err = mountRootfs(filepath.Join(e.bundles, i.id), layers, i.spec.Container.Memory, i.link.users, i.link.ids)
-	if err != nil {
-		return err
-	}
-	passwd, _ := i.rootfs.readFile("/etc/passwd") // without them, only numbers are known
-	group, _ := i.rootfs.readFile("/etc/group")
-	if b.user, err = findUser(b.image.User, i.spec.Container.User, passwd, group); err != nil {
-		return err
-	}
-	if err := b.user.check(b.ids); err != nil {
-		return err
-	}
-	hosts := fmt.Sprintf("127.0.0.1\tlocalhost %s\n%s\t%s\n", i.spec.Container.Name, i.link.address, b.hostname)
-	if err := i.rootfs.furnish(b.hostname, hosts, e.relay.resolvConf()); err != nil {
-		return err
-	}
-	if err := i.rootfs.mkdirAll(b.workingDir()); err != nil {
-		return notExecutable("the working directory %q cannot be made in the image: %w", b.workingDir(), reason(err))
-	}
-	if err := i.rootfs.checkProgram(b.args(), b.variable("PATH"), b.workingDir(), b.user); err != nil && !mayBeMounted(i.spec.Container, b.args(), b.variable("PATH"), b.workingDir()) {
-		return err
-	}
-	if b.volumes, err = i.volumes.mounts(i.spec.Container); err != nil {
-		return err
-	}
-	return b.write(i.rootfs.dir)
-}
-
-// create has the runtime make the container.
-func (i *instance) create(ctx context.Context, b *bundle) error {
-	e := i.engine
-	output, stdout, stderr, err := e.logs.open(i.id, i.spec, b.ids.outside(b.user.uid))
-	if err != nil {
-		return err
-	}
-	i.output = output
-	pid, err := e.runtime.create(ctx, i.id, i.rootfs.dir, i.rootfs.null, stdout, stderr)
-	stdout.Close()
-	stderr.Close()
-	i.rootfs.release()
-	if err != nil {
-		return fmt.Errorf("creating the container: %w", err)
-	}
-	if i.process, err = openProcess(pid); err != nil {
-		return err
-	}
-	if err := i.checkView(); err != nil {
-		return err
-	}
-	i.memory, err = e.cgroups.memoryEvents(i.id)
-	return err
-}
-
-// checkView makes sure that the container has a /proc and a /sys of its own. In a user namespace the kernel mounts
-// these only where the machine's are not partly covered by other mounts, and crun then shows the container the
-// machine's, with its network interfaces.
-func (i *instance) checkView() error {
-	if !i.link.ids.shifted() {
-		return nil
-	}
-	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", i.process.pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("looking at the container's root: %w", err)
-	}
-	defer unix.Close(root)
-	for _, name := range []string{"/proc", "/sys"} {
-		var own, machines unix.Stat_t
-		fd, err := unix.Openat2(root, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
-		if err == nil {
-			err = errors.Join(unix.Fstat(fd, &own), unix.Stat(name, &machines), unix.Close(fd))
+	for _, c := range i.containers {
+		c.life = c.conceive()
+		if err := c.life.prepare(ctx, lap); err != nil {
+			return c.blame(err)
 		}
-		if err != nil {
-			return fmt.Errorf("looking at the container's %s: %w", name, err)
-		}
-		if own.Dev == machines.Dev {
-			return fmt.Errorf("the container has the machine's %s, as a part of that is covered by another mount, which forbids one of its own: unmount what is below %s, or start the server with --user-namespaces=off", name, name)
-		}
+	}
+	for _, c := range i.containers {
+		c.life.watch()
 	}
 	return nil
 }
 
-// stopwatch returns a function that records a stage that took the time since the last call.
+// addContainers lists the containers that an instance will have.
+func (i *instance) addContainers() {
+	i.containers = make([]*container, 0, 1+len(i.spec.Sidecars))
+	i.containers = append(i.containers, &container{instance: i, spec: &i.spec.Container, id: i.id})
+	for n := range i.spec.Sidecars {
+		c := &i.spec.Sidecars[n]
+		i.containers = append(i.containers, &container{instance: i, spec: c, id: i.id + "." + c.Name})
+	}
+	if len(i.spec.Sidecars) > 0 {
+		i.failed = make(chan struct{})
+	}
+	for _, c := range i.containers {
+		c.state, c.since = engine.ContainerWaiting, time.Now()
+	}
+}
+
+// stopwatch returns a function that records a stage that took the time since the last call. What several containers
+// take for a stage is added up.
 func (i *instance) stopwatch() func(stage string) {
 	last := time.Now()
 	return func(stage string) {
 		now := time.Now()
 		i.mu.Lock()
-		i.stages = append(i.stages, engine.Stage{Name: stage, Took: now.Sub(last)})
-		i.mu.Unlock()
+		defer i.mu.Unlock()
+		took := now.Sub(last)
 		last = now
+		for n := range i.stages {
+			if i.stages[n].Name == stage {
+				i.stages[n].Took += took
+				return
+			}
+		}
+		i.stages = append(i.stages, engine.Stage{Name: stage, Took: took})
 	}
-}
-
-// watch waits for the container's end and records it.
-func (i *instance) watch() {
-	status, err := i.process.wait()
-	oom := i.engine.cgroups.outOfMemory(i.id)
-	i.output.drain(drainPatience)
-	exit := engine.Exit{LastLines: i.output.lastLines()}
-	switch {
-	case err != nil:
-		i.engine.logger.Error("waiting for a container", "revision", i.spec.Revision, "instance", i.id, "error", err)
-		exit.Code = -1
-	case status.Signaled():
-		exit.Signal = status.Signal()
-	default:
-		exit.Code = status.ExitStatus()
-	}
-	i.mu.Lock()
-	stopping, started := i.stopping, i.started
-	i.mu.Unlock()
-	// Whichever process it was that the kernel killed, the instance ended for it.
-	exit.OOM = oom && !stopping
-	if started && !stopping {
-		i.output.system("the container " + exit.String())
-	}
-	i.exit = exit
-	close(i.exited)
 }
 
 // ID implements engine.Instance.
@@ -230,12 +130,10 @@ func (i *instance) Exited() <-chan struct{} { return i.exited }
 
 // Exit implements engine.Instance.
 func (i *instance) Exit() engine.Exit {
-	select {
-	case <-i.exited:
+	if hasEnded(i.exited) {
 		return i.exit
-	default:
-		return engine.Exit{}
 	}
+	return engine.Exit{}
 }
 
 // Stages implements engine.Instance.
@@ -246,7 +144,27 @@ func (i *instance) Stages() []engine.Stage {
 }
 
 // Readiness implements engine.Instance.
-func (i *instance) Readiness() <-chan bool { return nil }
+func (i *instance) Readiness() <-chan bool { return i.readiness }
+
+// publish tells of the instance's readiness when that has changed. i.mu is held.
+func (i *instance) publish() {
+	if !i.ready || i.stopping {
+		return
+	}
+	unready := false
+	for _, c := range i.containers {
+		unready = unready || c.keepsRequestsAway()
+	}
+	if unready == i.unready {
+		return
+	}
+	i.unready = unready
+	select {
+	case <-i.readiness: // nobody has looked since: the newest is enough
+	default:
+	}
+	i.readiness <- !unready
+}
 
 // Address is the instance's address in the instance network.
 func (i *instance) Address() netip.Addr { return i.link.address }
@@ -258,20 +176,13 @@ func (i *instance) Exec(context.Context, engine.Command) (int, error) {
 
 // Containers implements engine.Instance.
 func (i *instance) Containers() []engine.ContainerStatus {
-	c := i.spec.Container
-	status := engine.ContainerStatus{Name: c.Name, Image: c.Image, State: engine.ContainerWaiting}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.started {
-		status.State, status.Started = engine.ContainerRunning, true
+	all := make([]engine.ContainerStatus, len(i.containers))
+	for n, c := range i.containers {
+		all[n] = c.status()
 	}
-	select {
-	case <-i.exited:
-		exit := i.exit
-		status.State, status.Exit = engine.ContainerTerminated, &exit
-	default:
-	}
-	return []engine.ContainerStatus{status}
+	return all
 }
 
 // Dial implements engine.Instance.
@@ -279,7 +190,7 @@ func (i *instance) Dial(ctx context.Context) (net.Conn, error) {
 	return dial(ctx, i.link.address, i.spec.Container.Port)
 }
 
-// Start implements engine.Instance.
+// Start implements engine.Instance. Sidecars begin first, in their order; none waits for another's probe.
 func (i *instance) Start(ctx context.Context) error {
 	i.mu.Lock()
 	if i.started || i.stopping {
@@ -289,71 +200,97 @@ func (i *instance) Start(ctx context.Context) error {
 	i.started = true
 	i.mu.Unlock()
 
-	begun := time.Now()
 	lap := i.stopwatch()
-	if err := i.engine.runtime.release(i.id); err != nil {
-		return &engine.StartError{Reason: engine.ReasonEngine, Err: err}
+	for _, c := range append(i.containers[1:len(i.containers):len(i.containers)], i.containers[0]) {
+		if err := c.life.release(); err != nil {
+			return c.blame(&engine.StartError{Reason: engine.ReasonEngine, Err: err})
+		}
 	}
 	lap("release")
-	timeout := i.spec.StartupTimeout
-	if timeout == 0 {
-		timeout = startupTimeout
+	if err := i.awaitStarted(ctx); err != nil {
+		return err
 	}
-	probe := engine.Probe{TCP: &engine.TCPProbe{Port: i.spec.Container.Port}}
-	if i.spec.Container.StartupProbe != nil {
-		probe = *i.spec.Container.StartupProbe
+	lap("listen")
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.failure != nil { // it ended since
+		return i.failure
 	}
-	err := i.awaitReady(ctx, timeout, probe)
-	if err == nil {
-		lap("listen")
-		return nil
-	}
-	return i.startError(ctx, probe, time.Since(begun), err)
+	i.ready = true
+	i.publish()
+	return nil
 }
 
-// awaitReady tries the probe until it passes. It gives up after timeout, at the container's end, and when the
-// container listens where no request can reach it.
-func (i *instance) awaitReady(ctx context.Context, timeout time.Duration, probe engine.Probe) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	var beside sync.WaitGroup
-	defer beside.Wait()
-	defer cancel()
+// awaitStarted waits until the startup probes of all containers have passed.
+func (i *instance) awaitStarted(ctx context.Context) error {
+	if len(i.containers) == 1 {
+		return i.containers[0].life.awaitStarted(ctx)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	var probes, beside sync.WaitGroup
 	beside.Go(func() {
 		select {
-		case <-i.exited:
-			cancel()
+		case <-i.failed:
+			cancel(i.failure)
 		case <-ctx.Done():
 		}
 	})
-	beside.Go(func() {
-		// Who asks for the probing to begin later knows that the program takes its time.
-		if sleep(ctx, probe.InitialDelay) == nil && i.lookOut(ctx, probedPort(probe)) {
-			cancel()
-		}
-	})
-	return awaitReady(ctx, i.link.address, probe)
+	for _, c := range i.containers {
+		probes.Go(func() {
+			if err := c.life.awaitStarted(ctx); err != nil {
+				cancel(err) // the first cause stays
+			}
+		})
+	}
+	probes.Wait()
+	err := context.Cause(ctx)
+	cancel(nil)
+	beside.Wait()
+	return err
 }
 
-// startError says why an instance is not ready.
-func (i *instance) startError(ctx context.Context, probe engine.Probe, waited time.Duration, err error) error {
-	select {
-	case <-i.exited:
-		port := i.spec.Container.Port
-		exit := i.exit
-		return &engine.StartError{Reason: engine.ReasonExited, Exit: &exit, Port: port, LastLines: exit.LastLines}
-	default:
+// fail records that a sidecar ended before the instance was ready. i.mu is held.
+func (i *instance) fail(c *container, exit engine.Exit) {
+	if i.failure != nil {
+		return
 	}
-	if ctx.Err() != nil {
-		return ctx.Err()
+	i.failure = &engine.StartError{Reason: engine.ReasonExited, Container: c.spec.Name, Exit: &exit, LastLines: exit.LastLines}
+	close(i.failed)
+}
+
+// end sees to it that no container is started again. i.mu is held.
+func (i *instance) end() {
+	if !i.isEnding() {
+		close(i.ending)
 	}
-	failure := &engine.StartError{
-		Reason: engine.ReasonNotListening, Port: probedPort(probe), Waited: waited,
-		Listened: listened(i.process.pid), LastLines: i.output.lastLines(),
+}
+
+// isEnding tells whether no container is to be started again. i.mu is held.
+func (i *instance) isEnding() bool { return hasEnded(i.ending) }
+
+// breakDown ends the instance because of how one of its containers ended (contract C56). i.mu is held.
+func (i *instance) breakDown(exit engine.Exit) {
+	if i.broken != nil {
+		return
 	}
-	if probe.HTTP != nil { // of a TCP probe, "connection refused" would say no more
-		failure.Err = err
+	i.broken = &exit
+	i.end()
+	for _, c := range i.containers {
+		c.life.signal(unix.SIGKILL)
 	}
-	return failure
+}
+
+// finish records that the container that requests go to has ended for good. i.mu is held.
+func (i *instance) finish(exit engine.Exit) {
+	if hasEnded(i.exited) {
+		return
+	}
+	if i.broken != nil {
+		exit = *i.broken
+	}
+	i.end()
+	i.exit = exit
+	close(i.exited)
 }
 
 // Stop implements engine.Instance.
@@ -362,8 +299,13 @@ func (i *instance) Stop(grace time.Duration) {
 		defer close(i.stopped)
 		i.mu.Lock()
 		i.stopping = true
+		i.end()
 		started := i.started
 		i.mu.Unlock()
+		for _, c := range i.containers { // from here on, none is made or removed
+			c.restarting.Lock()
+			defer c.restarting.Unlock()
+		}
 		if started && grace > 0 {
 			i.terminate(grace)
 		}
@@ -373,66 +315,65 @@ func (i *instance) Stop(grace time.Duration) {
 	<-i.stopped
 }
 
-// terminate asks the container to end and gives it time. The signal is always SIGTERM (contract C54), also for
+// terminate asks the containers to end and gives them time. The signal is always SIGTERM (contract C54), also for
 // images that name another (STOPSIGNAL): a program is stopped here as it is on Cloud Run.
 func (i *instance) terminate(grace time.Duration) {
-	if err := i.process.signal(unix.SIGTERM); err != nil {
-		i.engine.logger.Warn("sending SIGTERM", "revision", i.spec.Revision, "instance", i.id, "error", err)
-		return
+	for _, c := range i.containers {
+		c.life.signal(unix.SIGTERM)
 	}
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
-	select {
-	case <-i.exited:
-	case <-timer.C:
+	for _, c := range i.containers {
+		select {
+		case <-c.life.exited:
+		case <-timer.C:
+			return
+		}
 	}
 }
 
-// kill ends the container's first process, and with it the kernel ends all processes of its PID namespace. It
-// returns when they have ended.
+// kill ends the containers, and returns when all their processes have ended.
 func (i *instance) kill() {
-	if err := i.process.signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrClosed) {
-		i.engine.logger.Warn("sending SIGKILL", "revision", i.spec.Revision, "instance", i.id, "error", err)
+	for _, c := range i.containers {
+		c.life.signal(unix.SIGKILL)
 	}
-	<-i.exited
+	for _, c := range i.containers {
+		<-c.life.exited
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.finish(i.containers[0].life.exit)
 }
 
 // abandon takes back what a prepare that failed has made.
 func (i *instance) abandon() {
-	if i.process != nil {
-		_ = i.process.signal(unix.SIGKILL)
-		_, _ = i.process.wait()
+	for _, c := range i.containers {
+		if c.life != nil {
+			c.life.abandon()
+		}
 	}
-	i.engine.cgroups.kill(i.id) // what the runtime left behind
-	i.remove()
+	i.giveBack()
 }
 
 // remove gives back all that the instance holds. No process of it is left.
 func (i *instance) remove() {
+	for _, c := range i.containers {
+		c.life.remove()
+	}
+	i.giveBack()
+}
+
+// giveBack gives back what the containers shared.
+func (i *instance) giveBack() {
 	e := i.engine
-	var errs []error
-	if i.memory != nil {
-		i.memory.Close() // before its cgroup goes, which is an event too
+	if err := i.volumes.close(); err != nil {
+		e.logger.Error("removing an instance's volumes", "revision", i.spec.Revision, "instance", i.id, "error", err)
 	}
-	if i.process != nil {
-		i.process.close()
-	}
-	if i.output != nil {
-		i.output.close()
-	}
-	errs = append(errs, e.namespace.do(func() error {
-		var unmounted error
-		if i.rootfs != nil {
-			unmounted = i.rootfs.unmount()
-		}
-		return errors.Join(unmounted, e.runtime.remove(i.id))
-	}))
-	errs = append(errs, i.volumes.close(), e.cgroups.remove(i.id))
 	if i.link != nil {
 		e.network.give(i.link)
 	}
-	if err := errors.Join(errs...); err != nil {
-		e.logger.Error("removing an instance", "revision", i.spec.Revision, "instance", i.id, "error", err)
+	if i.log != nil {
+		e.logs.done(i.log)
 	}
 	e.forget(i)
 }

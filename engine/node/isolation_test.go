@@ -280,7 +280,7 @@ func TestInstance_FindsTheContractsFiles(t *testing.T) {
 		t.Error("/dev/console is there (KS14)")
 	}
 	for _, device := range []string{"full", "null", "random", "urandom", "zero", "tty", "ptmx", "fd", "stdin", "stdout", "stderr"} {
-		if _, err := os.Lstat(fmt.Sprintf("/proc/%d/root/dev/%s", i.(*instance).process.pid, device)); err != nil {
+		if _, err := os.Lstat(fmt.Sprintf("/proc/%d/root/dev/%s", i.(*instance).containers[0].life.process.pid, device)); err != nil {
 			t.Errorf("KM19: %v", err)
 		}
 	}
@@ -289,7 +289,7 @@ func TestInstance_FindsTheContractsFiles(t *testing.T) {
 func TestInstance_OpensNoDevicesOfItsImage(t *testing.T) {
 	runtimes(t, func(t *testing.T, e *Engine) {
 		i := enginetest.New(t, e).Start(t, nil, "serve").(*instance)
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", i.process.pid))
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", i.containers[0].life.process.pid))
 		if err != nil {
 			t.Fatal(err)
 		}

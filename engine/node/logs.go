@@ -26,7 +26,7 @@ const (
 )
 
 // logs keeps what containers write, in files below one directory: NAMESPACE/SERVICE/REVISION/NUMBER.log, where
-// the highest number is the newest. A line is "TIME STREAM INSTANCE TEXT".
+// the highest number is the newest. A line is "TIME STREAM SOURCE TEXT", where the source is INSTANCE/CONTAINER.
 type logs struct {
 	dir    string
 	keep   int64 // bytes for each revision
@@ -46,6 +46,20 @@ func (n logName) dir(root string) string {
 		service = noService
 	}
 	return filepath.Join(root, n.namespace, service, n.revision)
+}
+
+// source is who writes a line.
+type source struct {
+	instance  string
+	container string // "" for the platform, about the whole instance
+}
+
+// String is the source as it stands in a line.
+func (s source) String() string {
+	if s.container == "" {
+		return s.instance
+	}
+	return s.instance + "/" + s.container
 }
 
 // matches reports whether a query selects the revision.
@@ -102,9 +116,9 @@ func (l *logs) done(r *revisionLog) {
 
 // write appends lines. It does not wait for the disk. When it cannot write, the lines are lost, and that is
 // logged once: a full disk must not stop the containers.
-func (r *revisionLog) write(instance, stream string, lines []string) {
+func (r *revisionLog) write(from source, stream string, lines []string) {
 	r.mu.Lock()
-	err := r.append(instance, stream, lines)
+	err := r.append(from, stream, lines)
 	if err != nil {
 		r.closeFile()
 	}
@@ -117,7 +131,7 @@ func (r *revisionLog) write(instance, stream string, lines []string) {
 	r.logs.wake(r.name)
 }
 
-func (r *revisionLog) append(instance, stream string, lines []string) error {
+func (r *revisionLog) append(from source, stream string, lines []string) error {
 	if r.file == nil {
 		if err := r.openFile(); err != nil {
 			return err
@@ -128,6 +142,7 @@ func (r *revisionLog) append(instance, stream string, lines []string) error {
 		now = r.last // the lines of a revision are in order, whatever the clock does
 	}
 	r.last = now
+	by := from.String()
 	var text []byte
 	for _, line := range lines {
 		begin := len(text)
@@ -135,7 +150,7 @@ func (r *revisionLog) append(instance, stream string, lines []string) error {
 		text = append(text, ' ')
 		text = append(text, stream...)
 		text = append(text, ' ')
-		text = append(text, instance...)
+		text = append(text, by...)
 		text = append(text, ' ')
 		text = append(text, line...)
 		text = append(text, '\n')

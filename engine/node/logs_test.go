@@ -17,7 +17,7 @@ import (
 	"github.com/berth-run/berth/engine"
 )
 
-var logSpec = engine.Spec{Namespace: "default", Service: "hello", Revision: "hello-00001"}
+var testLog = logName{"default", "hello", "hello-00001"}
 
 func testLogs(t *testing.T, dir string) *logs {
 	t.Helper()
@@ -31,7 +31,9 @@ func testLogs(t *testing.T, dir string) *logs {
 // say has a container's output be text, and returns when it is kept.
 func say(t *testing.T, l *logs, id, text string) *output {
 	t.Helper()
-	o, stdout, stderr, err := l.open(id, logSpec, os.Getuid())
+	log := l.use(testLog)
+	defer l.done(log)
+	o, stdout, stderr, err := openOutput(log, source{id, "web"}, os.Getuid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +76,9 @@ func TestLogs_KeepLinesAcrossRestartsAndCutTheLong(t *testing.T) {
 
 func TestLogs_HaveStdoutBeforeTheStderrThatCameAfter(t *testing.T) {
 	l := testLogs(t, t.TempDir())
-	o, stdout, stderr, err := l.open("hello-00001-aaaaa", logSpec, os.Getuid())
+	log := l.use(testLog)
+	defer l.done(log)
+	o, stdout, stderr, err := openOutput(log, source{"hello-00001-aaaaa", "web"}, os.Getuid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +122,9 @@ func TestLogs_HaveStdoutBeforeTheStderrThatCameAfter(t *testing.T) {
 
 func TestLogs_StopReadingWhenClosed(t *testing.T) {
 	l := testLogs(t, t.TempDir())
-	o, stdout, stderr, err := l.open("hello-00001-aaaaa", logSpec, os.Getuid())
+	log := l.use(testLog)
+	defer l.done(log)
+	o, stdout, stderr, err := openOutput(log, source{"hello-00001-aaaaa", "web"}, os.Getuid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +143,7 @@ func TestLogs_StopReadingWhenClosed(t *testing.T) {
 func TestLogs_LeaveOutALineThatACrashCutShort(t *testing.T) {
 	dir := t.TempDir()
 	say(t, testLogs(t, dir), "hello-00001-aaaaa", "one\n")
-	name := logName{logSpec.Namespace, logSpec.Service, logSpec.Revision}
+	name := testLog
 	file, err := os.OpenFile(logFile(name.dir(dir), 1), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -243,11 +249,11 @@ func TestLogs_FollowAcrossFilesWithoutLoss(t *testing.T) {
 			return nil
 		})
 	}()
-	r := l.use(logName{logSpec.Namespace, logSpec.Service, logSpec.Revision})
+	r := l.use(testLog)
 	defer l.done(r)
 	padding := strings.Repeat(".", 300)
 	for i := range count {
-		r.write("hello-00001-aaaaa", "stdout", []string{fmt.Sprintf("line %d %s", i, padding)})
+		r.write(source{"hello-00001-aaaaa", "web"}, "stdout", []string{fmt.Sprintf("line %d %s", i, padding)})
 		if i == 0 {
 			select {
 			case <-started:
@@ -293,7 +299,7 @@ func TestLogs_RemoveThoseOfOneRevision(t *testing.T) {
 	for _, revision := range []string{"hello-00001", "hello-00002"} {
 		r := l.use(logName{"default", "hello", revision})
 		defer l.done(r)
-		r.write(revision+"-aaaaa", "stdout", []string{revision})
+		r.write(source{revision + "-aaaaa", "web"}, "stdout", []string{revision})
 	}
 	if err := l.remove("default", "hello", "hello-00001"); err != nil {
 		t.Fatal(err)
@@ -311,12 +317,12 @@ func TestLogs_RemoveThoseOfOneRevision(t *testing.T) {
 
 func TestLogs_FollowAServiceThatIsMadeAgain(t *testing.T) {
 	l := testLogs(t, t.TempDir())
-	name := logName{logSpec.Namespace, logSpec.Service, logSpec.Revision}
+	name := testLog
 	seen, done := make(chan string), make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	r := l.use(name)
-	r.write("hello-00001-aaaaa", "stdout", []string{"first"})
+	r.write(source{"hello-00001-aaaaa", "web"}, "stdout", []string{"first"})
 	go func() {
 		done <- l.query(ctx, engine.LogQuery{Service: "hello", Follow: true}, func(line engine.LogLine) error {
 			seen <- line.Text
@@ -347,7 +353,7 @@ func TestLogs_FollowAServiceThatIsMadeAgain(t *testing.T) {
 		r = l.use(name)
 		for i := range lines {
 			text := fmt.Sprintf("line %d of %d %s", i, lines, padding)
-			r.write("hello-00001-bbbbb", "stdout", []string{text})
+			r.write(source{"hello-00001-bbbbb", "web"}, "stdout", []string{text})
 			expect(text)
 		}
 	}
@@ -360,7 +366,7 @@ func TestLogs_FollowAServiceThatIsMadeAgain(t *testing.T) {
 	l.done(r)
 	r = l.use(name)
 	defer l.done(r)
-	r.write("hello-00001-ccccc", "stdout", []string{"last"})
+	r.write(source{"hello-00001-ccccc", "web"}, "stdout", []string{"last"})
 	expect("last")
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {

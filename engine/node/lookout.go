@@ -22,7 +22,8 @@ const (
 
 // lookOut watches where a starting instance listens, and says so in waiting. It returns true when the instance
 // listens at port where no request can reach it, and false when ctx ends.
-func (i *instance) lookOut(ctx context.Context, port int) (hopeless bool) {
+func (l *life) lookOut(ctx context.Context, port int) (hopeless bool) {
+	i := l.container.instance
 	defer i.setWaiting("")
 	tick := time.NewTicker(lookoutPeriod)
 	defer tick.Stop()
@@ -34,7 +35,7 @@ func (i *instance) lookOut(ctx context.Context, port int) (hopeless bool) {
 			return false
 		case <-tick.C:
 		}
-		addresses := listened(i.process.pid)
+		addresses := listened(l.process.pid)
 		now := time.Now()
 		switch {
 		case !(&engine.StartError{Port: port, Listened: addresses}).LoopbackOnly():

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -55,20 +54,17 @@ func (c *cgroups) killedForMemory(id string) bool {
 	return false
 }
 
-// watchMemory ends the instance when the kernel has killed one of its processes for its memory limit. It returns
+// watchMemory ends the container when the kernel has killed one of its processes for its memory limit. It returns
 // when events are closed.
-func (i *instance) watchMemory(events *os.File) {
+func (l *life) watchMemory(events *os.File) {
 	count := make([]byte, 8)
 	for {
 		if _, err := events.Read(count); err != nil {
 			return
 		}
-		if !i.engine.cgroups.killedForMemory(i.id) {
-			continue
+		if l.container.instance.engine.cgroups.killedForMemory(l.container.id) {
+			l.signal(unix.SIGKILL)
+			return
 		}
-		if err := i.process.signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrClosed) {
-			i.engine.logger.Warn("sending SIGKILL", "revision", i.spec.Revision, "instance", i.id, "error", err)
-		}
-		return
 	}
 }

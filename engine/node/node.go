@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -245,23 +246,27 @@ func (e *Engine) checkUsers(setting, layer string) (bool, error) {
 
 // Pull implements engine.Engine.
 func (e *Engine) Pull(ctx context.Context, spec engine.Spec, report func(engine.Progress)) error {
-	var progress func(complete, total int64)
-	if report != nil {
-		progress = func(complete, total int64) { report(engine.Progress{Complete: complete, Total: total}) }
+	var done, total int64 // of the images before
+	for _, c := range append([]engine.Container{spec.Container}, spec.Sidecars...) {
+		var last engine.Progress
+		_, err := e.images.Pull(ctx, c.Image, image.Credentials(c.Credentials), func(complete, size int64) {
+			last = engine.Progress{Complete: complete, Total: size}
+			if report != nil {
+				report(engine.Progress{Complete: done + complete, Total: total + size})
+			}
+		})
+		if err != nil {
+			return err
+		}
+		done, total = done+last.Complete, total+last.Total
 	}
-	_, err := e.images.Pull(ctx, spec.Container.Image, image.Credentials(spec.Container.Credentials), progress)
-	return err
+	return nil
 }
 
 // Prepare implements engine.Engine. Its error is a *engine.StartError when the image or the spec is at fault.
 func (e *Engine) Prepare(ctx context.Context, spec engine.Spec) (engine.Instance, error) {
-	for _, name := range []string{spec.Namespace, spec.Service, spec.Revision} {
-		if strings.ContainsAny(name, "/ \n") || name == "." || name == ".." {
-			return nil, fmt.Errorf("preparing an instance: %q cannot be the name of a namespace, service or revision", name)
-		}
-	}
-	if spec.Namespace == "" || spec.Revision == "" || spec.Container.Port < 1 || spec.Container.Port > 65535 {
-		return nil, fmt.Errorf("preparing an instance of %q in namespace %q on port %d: all three must be given", spec.Revision, spec.Namespace, spec.Container.Port)
+	if err := checkSpec(spec); err != nil {
+		return nil, fmt.Errorf("preparing an instance: %w", err)
 	}
 	i, err := e.newInstance(spec)
 	if err != nil {
@@ -279,6 +284,27 @@ func (e *Engine) Prepare(ctx context.Context, spec engine.Spec) (engine.Instance
 	return i, nil
 }
 
+// checkSpec refuses what cannot be in the names of files.
+func checkSpec(spec engine.Spec) error {
+	names := []string{spec.Namespace, spec.Service, spec.Revision}
+	containers := map[string]bool{spec.Container.Name: true}
+	for _, c := range spec.Sidecars {
+		if c.Name == "" || containers[c.Name] {
+			return fmt.Errorf("a container of %q has the name %q: every one of several must have a name of its own", spec.Revision, c.Name)
+		}
+		containers[c.Name] = true
+	}
+	for _, name := range slices.AppendSeq(names, maps.Keys(containers)) {
+		if strings.ContainsAny(name, "/ \n") || name == "." || name == ".." {
+			return fmt.Errorf("%q cannot be the name of a namespace, service, revision or container", name)
+		}
+	}
+	if spec.Namespace == "" || spec.Revision == "" || spec.Container.Port < 1 || spec.Container.Port > 65535 {
+		return fmt.Errorf("%q in namespace %q on port %d: all three must be given", spec.Revision, spec.Namespace, spec.Container.Port)
+	}
+	return nil
+}
+
 // newInstance registers an instance with an ID that no other has. The caller ends with preparing.Done.
 func (e *Engine) newInstance(spec engine.Spec) (*instance, error) {
 	e.mu.Lock()
@@ -290,7 +316,11 @@ func (e *Engine) newInstance(spec engine.Spec) (*instance, error) {
 	for e.instances[id] != nil {
 		id = spec.Revision + "-" + suffix()
 	}
-	i := &instance{engine: e, id: id, spec: spec, exited: make(chan struct{}), stopped: make(chan struct{})}
+	i := &instance{
+		engine: e, id: id, spec: spec, readiness: make(chan bool, 1),
+		ending: make(chan struct{}), exited: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	i.addContainers()
 	e.instances[id] = i
 	e.preparing.Add(1)
 	return i, nil
@@ -394,8 +424,10 @@ func (e *Engine) Images() []string {
 	defer e.mu.Unlock()
 	var images []string
 	for _, i := range e.instances {
-		if image := i.spec.Container.Image; !slices.Contains(images, image) {
-			images = append(images, image)
+		for _, c := range i.containers {
+			if !slices.Contains(images, c.spec.Image) {
+				images = append(images, c.spec.Image)
+			}
 		}
 	}
 	return images

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/berth-run/berth/engine"
 )
 
 const (
@@ -32,11 +30,11 @@ const (
 // kernel tells it. What is written to stdout and then to stderr is never the other way round; what is written to
 // stderr and then to stdout is, if the reader did not come between.
 type output struct {
-	instance string
-	log      *revisionLog
-	ready    *os.File // an epoll that has the streams' pipes, in the poller: waiting holds no thread
-	streams  []*stream
-	readers  sync.WaitGroup
+	source  source
+	log     *revisionLog
+	ready   *os.File // an epoll that has the streams' pipes, in the poller: waiting holds no thread
+	streams []*stream
+	readers sync.WaitGroup
 
 	mu    sync.Mutex
 	lines []string // the last keptLines
@@ -50,10 +48,10 @@ type stream struct {
 	used   int // of buffer: the beginning of a line
 }
 
-// open makes the output of an instance. The two files are the container's ends, which the caller closes.
-// uid is who must be able to open them by name, as /dev/stdout.
-func (l *logs) open(id string, spec engine.Spec, uid int) (o *output, stdout, stderr *os.File, err error) {
-	o = &output{instance: id}
+// openOutput makes the output of a container, which goes to a log. The two files are the container's ends, which the
+// caller closes. uid is who must be able to open them by name, as /dev/stdout.
+func openOutput(log *revisionLog, from source, uid int) (o *output, stdout, stderr *os.File, err error) {
+	o = &output{source: from, log: log}
 	var ends []*os.File
 	if err = o.openReady(); err == nil {
 		for _, name := range []string{"stdout", "stderr"} {
@@ -77,7 +75,6 @@ func (l *logs) open(id string, spec engine.Spec, uid int) (o *output, stdout, st
 		}
 		return nil, nil, nil, err
 	}
-	o.log = l.use(logName{spec.Namespace, spec.Service, spec.Revision})
 	o.readers.Go(o.read)
 	return o, ends[0], ends[1], nil
 }
@@ -92,7 +89,7 @@ func (o *output) openReady() error {
 	if err != nil {
 		return fmt.Errorf("watching a container's output: %w", err)
 	}
-	o.ready = os.NewFile(uintptr(fd), "output of "+o.instance)
+	o.ready = os.NewFile(uintptr(fd), "output of "+o.source.String())
 	return nil
 }
 
@@ -230,7 +227,7 @@ func (o *output) take(stream string, text []byte) {
 	for line := range bytes.Lines(text) {
 		lines = append(lines, string(bytes.TrimSuffix(line, []byte("\n"))))
 	}
-	o.log.write(o.instance, stream, lines)
+	o.log.write(o.source, stream, lines)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, line := range lines[max(0, len(lines)-keptLines):] {
@@ -242,11 +239,6 @@ func (o *output) take(stream string, text []byte) {
 	if extra := len(o.lines) - keptLines; extra > 0 {
 		o.lines = append(o.lines[:0], o.lines[extra:]...)
 	}
-}
-
-// system writes a line of the platform's own.
-func (o *output) system(text string) {
-	o.log.write(o.instance, "system", []string{text})
 }
 
 // lastLines are the last lines that the container wrote.
@@ -267,5 +259,4 @@ func (o *output) drain(patience time.Duration) {
 func (o *output) close() {
 	o.ready.Close()
 	o.readers.Wait()
-	o.log.logs.done(o.log)
 }

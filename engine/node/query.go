@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/berth-run/berth/engine"
@@ -138,7 +139,7 @@ func (r *logReader) advance(heads map[*logReader]engine.LogLine, q engine.LogQue
 		if err != nil {
 			return fmt.Errorf("reading the log of revision %q: %w", r.name.revision, err)
 		}
-		if (q.Instance == "" || q.Instance == line.Instance) && !line.Time.Before(q.Since) {
+		if (q.Instance == "" || q.Instance == line.Instance) && (q.Container == "" || q.Container == line.Container) && !line.Time.Before(q.Since) {
 			heads[r] = line
 			return nil
 		}
@@ -253,7 +254,7 @@ func (r *logReader) close() {
 	}
 }
 
-// parseLine reads "TIME STREAM INSTANCE TEXT".
+// parseLine reads "TIME STREAM SOURCE TEXT". Logs of former versions have no container in the source.
 func parseLine(revision string, text []byte) (engine.LogLine, bool) {
 	fields := bytes.SplitN(text, []byte(" "), 4)
 	if len(fields) < 4 {
@@ -263,8 +264,9 @@ func parseLine(revision string, text []byte) (engine.LogLine, bool) {
 	if err != nil {
 		return engine.LogLine{}, false
 	}
+	instance, container, _ := strings.Cut(string(fields[2]), "/")
 	return engine.LogLine{
 		Time: at, Revision: revision, Stream: string(fields[1]),
-		Instance: string(fields[2]), Text: string(fields[3]),
+		Instance: instance, Container: container, Text: string(fields[3]),
 	}, true
 }

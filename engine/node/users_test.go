@@ -62,7 +62,7 @@ func TestInstance_IsNobodyOutside(t *testing.T) {
 				firsts[mapping[1]] = true
 			}
 			want := i.link.ids.outside(uint32(uid))
-			if got, _ := owner(t, fmt.Sprintf("/proc/%d/stat", i.process.pid)); got != want || got < firstID {
+			if got, _ := owner(t, fmt.Sprintf("/proc/%d/stat", i.containers[0].life.process.pid)); got != want || got < firstID {
 				t.Errorf("user %d is %d outside, want %d", uid, got, want)
 			}
 		}
@@ -90,7 +90,7 @@ func TestInstance_RootHasNoPowerOverTheMachine(t *testing.T) {
 		i := s.Start(t, nil, "serve").(*instance)
 		// A program that finds its way out of everything but its users is nobody there.
 		enter := func(command string) (string, error) {
-			out, err := exec.Command("nsenter", "-t", fmt.Sprint(i.process.pid), "-U", "-S", "0", "-G", "0", "sh", "-c", command).CombinedOutput()
+			out, err := exec.Command("nsenter", "-t", fmt.Sprint(i.containers[0].life.process.pid), "-U", "-S", "0", "-G", "0", "sh", "-c", command).CombinedOutput()
 			return string(out), err
 		}
 		if out, err := enter("cat /proc/self/uid_map"); err != nil || !strings.Contains(out, fmt.Sprint(i.link.ids.first)) {
@@ -169,7 +169,7 @@ func TestInstance_OwnsItsFiles(t *testing.T) {
 			}
 		}
 		for path, want := range map[string]uint32{"home/mine": 1000, "home/new": 1000, "home/roots": 0, "etc/hosts": 0, "made/dir": 0, "made": 0, "tmp": 0, "": 0} {
-			uid, gid := owner(t, fmt.Sprintf("/proc/%d/root/%s", i.process.pid, path))
+			uid, gid := owner(t, fmt.Sprintf("/proc/%d/root/%s", i.containers[0].life.process.pid, path))
 			if uid != i.link.ids.outside(want) || gid != i.link.ids.outside(want) {
 				t.Errorf("/%s belongs to %d:%d outside, want %d", path, uid, gid, i.link.ids.outside(want))
 			}
