@@ -30,7 +30,7 @@ func (a *api) delete(kind serving.Kind) handler {
 		if err := meets(kind, o, options.Preconditions); err != nil {
 			return nil, err
 		}
-		if kind.Name == serving.KindNamespace.Name && name == "default" {
+		if kind.Name == serving.KindNamespace.Name && (name == "default" || name == serving.SystemNamespace) {
 			return nil, forbidden(kind, name, "this namespace may not be deleted")
 		}
 		if len(options.DryRun) > 0 {

@@ -135,12 +135,15 @@ func childMeta(s *serving.Service, labels map[string]string) serving.ObjectMeta 
 	}
 	maps.Copy(all, labels)
 	annotations := maps.Clone(s.Annotations)
-	delete(annotations, "kubectl.kubernetes.io/last-applied-configuration")
+	delete(annotations, annotationLastApplied)
 	return serving.ObjectMeta{
 		Namespace: s.Namespace, Name: s.Name, Labels: all, Annotations: annotations,
 		OwnerReferences: []serving.OwnerReference{*kmeta.NewControllerRef(s)},
 	}
 }
+
+// annotationLastApplied is what kubectl apply keeps on the object that its user declared.
+const annotationLastApplied = "kubectl.kubernetes.io/last-applied-configuration"
 
 var errNotOwned = errors.New("an object of this name exists and belongs to another owner")
 
@@ -380,6 +383,11 @@ func (r *Reconciler) reconcileRoute(ctx context.Context, k key) error {
 		conditions.MarkTrue(serving.RouteIngressReady)
 	}
 	r.setSends(k, sends(k.namespace, route.Status.Traffic))
+	if err := r.placeholder(ctx, route); errors.Is(err, errNotOwned) {
+		route.Status.MarkServiceNotOwned(route.Name)
+	} else if err != nil {
+		return fmt.Errorf("making the core service of route %s: %w", route.Name, err)
+	}
 	route.Status.ObservedGeneration = route.Generation
 	return r.writeStatus(ctx, route)
 }

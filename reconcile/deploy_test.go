@@ -49,9 +49,11 @@ func newHouseWith(t *testing.T, dir string, before func(store.Store)) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	namespace := &serving.Namespace{ObjectMeta: serving.ObjectMeta{Name: "default"}}
-	if _, err := objects.Create(t.Context(), namespace); err != nil && !errors.Is(err, store.ErrAlreadyExists) {
-		t.Fatal(err)
+	for _, name := range []string{"default", serving.SystemNamespace} {
+		namespace := &serving.Namespace{ObjectMeta: serving.ObjectMeta{Name: name}}
+		if _, err := objects.Create(t.Context(), namespace); err != nil && !errors.Is(err, store.ErrAlreadyExists) {
+			t.Fatal(err)
+		}
 	}
 	if before != nil {
 		before(objects)
@@ -63,9 +65,10 @@ func newHouseWith(t *testing.T, dir string, before func(store.Store)) *house {
 	r := New(Config{
 		Store: objects, Images: fakeRegistry{}, Engine: h.engine, Autoscaler: scaler, Gateway: h.gateway,
 		Scaling: settings, Logger: logger, URL: func(host string) string { return "http://" + host },
+		GatewayAddress: "127.0.0.1:8080", Node: "machine",
 		Domain: "example.com", PullTimeout: time.Minute, StartupTimeout: time.Minute, MaxQueue: 10,
 	})
-	scaler.OnChange = r.Changed
+	scaler.OnChange, scaler.OnInstances = r.Changed, r.InstancesChanged
 	ctx, cancel := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	synced := make(chan struct{})

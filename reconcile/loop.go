@@ -30,10 +30,10 @@ func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 	// Routes first: revisions that no route leads to are told apart by what routes send to.
 	kinds := []serving.Kind{
 		serving.KindRoute, serving.KindRevision, serving.KindConfiguration, serving.KindService,
-		serving.KindDomainMapping, serving.KindClusterDomainClaim, serving.KindPod,
+		serving.KindDomainMapping, serving.KindClusterDomainClaim, serving.KindPod, serving.KindCoreService,
 	}
 	versions := make([]string, len(kinds))
-	var first []key
+	first := []key{gatewayKey()}
 	for i, kind := range kinds {
 		objects, version, err := r.Store.List(ctx, kind, "")
 		switch {

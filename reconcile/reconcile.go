@@ -39,6 +39,8 @@ type Config struct {
 	StartupTimeout time.Duration // contract C45
 	MaxQueue       int           // most waiting requests of one revision
 
+	// GatewayAddress is the HOST:PORT at which clients reach the gateway; "" tells them nothing.
+	GatewayAddress string
 	// Node names the machine in pods.
 	Node string
 
@@ -124,6 +126,8 @@ func (r *Reconciler) reconcile(ctx context.Context, k key) error {
 		return r.reconcileRoute(ctx, k)
 	case serving.KindDomainMapping.String():
 		return r.reconcileDomain(ctx, k)
+	case serving.KindCoreService.String():
+		return r.reconcileCoreService(ctx, k)
 	case serving.KindPod.String():
 		return r.reconcilePods(ctx, autoscaler.Key{Namespace: k.namespace, Revision: k.name})
 	}

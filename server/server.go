@@ -125,7 +125,7 @@ func open(config Config) (_ *server, err error) {
 		Scaling: config.Scaling, Logger: s.logger,
 		URL: s.url, Domain: config.Domain,
 		PullTimeout: config.PullTimeout, StartupTimeout: config.StartupTimeout, MaxQueue: config.MaxQueue,
-		Node: s.node(), RevisionGone: s.revisionGone,
+		GatewayAddress: reachable(s.addresses.Gateway), Node: s.node(), RevisionGone: s.revisionGone,
 	})
 	s.autoscaler.OnChange, s.autoscaler.OnInstances = s.reconciler.Changed, s.reconciler.InstancesChanged
 	handler := api.New(api.Config{
@@ -143,8 +143,10 @@ func open(config Config) (_ *server, err error) {
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12},
 		ErrorLog:  slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
-	if err := s.ensureNamespace("default"); err != nil {
-		return nil, err
+	for _, name := range []string{"default", serving.SystemNamespace} {
+		if err := s.ensureNamespace(name); err != nil {
+			return nil, err
+		}
 	}
 	if err := writeKubeconfig(s.addresses.Kubeconfig, "https://"+reachable(s.addresses.API), authority, token); err != nil {
 		return nil, err

@@ -34,12 +34,13 @@ type (
 	ContainerStateRunning    = v1.ContainerStateRunning
 	ContainerStateTerminated = v1.ContainerStateTerminated
 
-	CoreService     = v1.Service
-	CoreServiceSpec = v1.ServiceSpec
-	ServicePort     = v1.ServicePort
-	Event           = v1.Event
-	EventSource     = v1.EventSource
-	ObjectReference = v1.ObjectReference
+	CoreService         = v1.Service
+	CoreServiceSpec     = v1.ServiceSpec
+	ServicePort         = v1.ServicePort
+	LoadBalancerIngress = v1.LoadBalancerIngress
+	Event               = v1.Event
+	EventSource         = v1.EventSource
+	ObjectReference     = v1.ObjectReference
 )
 
 // Resource names and condition states.
@@ -65,4 +66,8 @@ const (
 	PodReady        = v1.PodReady
 
 	RestartPolicyAlways = v1.RestartPolicyAlways
+
+	ServiceTypeLoadBalancer = v1.ServiceTypeLoadBalancer
+	ServiceTypeExternalName = v1.ServiceTypeExternalName
+	ProtocolTCP             = v1.ProtocolTCP
 )

@@ -34,6 +34,9 @@ type Kind struct {
 	New func() Object
 }
 
+// SystemNamespace is where the platform keeps objects about itself.
+const SystemNamespace = "berth-system"
+
 // The kinds that Berth knows.
 var (
 	KindService = Kind{
