@@ -75,7 +75,9 @@ func New(config Config) http.Handler {
 
 type api struct {
 	Config
-	streams chan struct{} // holds one element for each open stream
+	streams    chan struct{} // holds one element for each open stream
+	documents  documents
+	converters converters
 }
 
 // stream reserves one of the streams that may be open at once. The caller calls release when it ends.

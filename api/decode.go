@@ -74,15 +74,20 @@ func mediaType(contentType string) string {
 	return media
 }
 
-// decodeObject makes a body an object of a kind. Fields that the kind does not have are refused, or named in the
-// warnings.
-func decodeObject(kind serving.Kind, body []byte, format string, s strictness) (o serving.Object, warnings []string, err error) {
-	o = kind.New()
+// objectFormats are the formats in which a kind's objects are taken.
+func objectFormats(kind serving.Kind) []string {
 	formats := []string{formatJSON, formatYAML}
 	if kind.Group == "" {
 		formats = append(formats, formatProtobuf)
 	}
-	if !slices.Contains(formats, format) {
+	return formats
+}
+
+// decodeObject makes a body an object of a kind. Fields that the kind does not have are refused, or named in the
+// warnings.
+func decodeObject(kind serving.Kind, body []byte, format string, s strictness) (o serving.Object, warnings []string, err error) {
+	o = kind.New()
+	if formats := objectFormats(kind); !slices.Contains(formats, format) {
 		return nil, nil, unsupportedMediaType(format, formats...)
 	}
 	what := fmt.Sprintf("%s in version %q cannot be handled as a %s", kind.Name, kind.Version, kind.Name)

@@ -21,6 +21,14 @@ func (e *statusError) Error() string { return e.status.Message }
 // Status makes a statusError one of Kubernetes' API errors.
 func (e *statusError) Status() v1.Status { return e.status }
 
+// objectError is an error that names an object which the request's path does not name.
+type objectError struct {
+	*statusError
+	cause error
+}
+
+func (e *objectError) Unwrap() error { return e.cause }
+
 // statusOf is the one place where errors become what clients see. An error that none of the cases knows is the
 // platform's fault: 500, and its text is shown because the one user of the API is the platform's owner.
 func statusOf(err error, kind serving.Kind, name string) v1.Status {
@@ -79,6 +87,16 @@ func conflict(kind serving.Kind, name, why string) *statusError {
 
 func badRequest(format string, args ...any) *statusError {
 	return failure(http.StatusBadRequest, v1.StatusReasonBadRequest, fmt.Sprintf(format, args...))
+}
+
+// fieldManagerRequired is the refusal of an apply that does not say who applies.
+func fieldManagerRequired() *statusError {
+	const why = "is required for apply patch"
+	e := failure(http.StatusUnprocessableEntity, v1.StatusReasonInvalid, `PatchOptions.meta.k8s.io "" is invalid: fieldManager: Required value: `+why)
+	e.status.Details = &v1.StatusDetails{Group: "meta.k8s.io", Kind: "PatchOptions", Causes: []v1.StatusCause{
+		{Type: v1.CauseTypeFieldValueRequired, Message: "Required value: " + why, Field: "fieldManager"},
+	}}
+	return e
 }
 
 func forbidden(kind serving.Kind, name, why string) *statusError {

@@ -74,7 +74,7 @@ func FuzzPatch(f *testing.F) {
 	old.Spec.Template.Spec.Containers = []serving.Container{{Image: "x"}}
 	f.Fuzz(func(t *testing.T, data []byte, format byte) {
 		before := raw(old)
-		apply, err := readPatch(data, formats[int(format)%len(formats)])
+		apply, err := readPatch(serving.KindService, data, formats[int(format)%len(formats)])
 		if err != nil {
 			return
 		}

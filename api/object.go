@@ -8,7 +8,7 @@ import (
 func hasStatus(kind serving.Kind) bool { return serving.CopyStatus(kind.New(), kind.New()) }
 
 // setSystem gives to the metadata that only the platform sets, from the stored object, or from a new one on
-// creation. What the user wrote there is ignored.
+// creation. What the user wrote there is ignored. managedFields are not among it: see own.
 func setSystem(to, from serving.Object) {
 	to.SetUID(from.GetUID())
 	to.SetResourceVersion(from.GetResourceVersion())
@@ -17,7 +17,6 @@ func setSystem(to, from serving.Object) {
 	to.SetDeletionTimestamp(from.GetDeletionTimestamp())
 	to.SetDeletionGracePeriodSeconds(from.GetDeletionGracePeriodSeconds())
 	to.SetSelfLink("")
-	to.SetManagedFields(nil)
 }
 
 func copied(o serving.Object) serving.Object { return o.DeepCopyObject().(serving.Object) }

@@ -21,7 +21,7 @@ func TestCreate_IgnoresStatusAndSystemMetadata(t *testing.T) {
 		`"spec":{"template":{"spec":{"containers":[{"image":"registry.example/hello"}]}}},"status":{"latestReadyRevisionName":"fake"}}`
 	o := decoded[serving.Service](t, s.created(services, body))
 	if o.UID == "mine" || o.UID == "" || o.ResourceVersion == "77" || o.Generation != 1 || o.CreationTimestamp.Year() == 2001 ||
-		o.ManagedFields != nil || o.Status.LatestReadyRevisionName != "" {
+		len(o.ManagedFields) != 1 || o.ManagedFields[0].Manager == "me" || o.Status.LatestReadyRevisionName != "" {
 		t.Errorf("got metadata %+v, status %+v", o.ObjectMeta, o.Status)
 	}
 	if o.Kind != "Service" || o.APIVersion != "serving.knative.dev/v1" || o.Annotations[serving.AnnotationCreator] != "admin" {
@@ -189,24 +189,28 @@ func TestPatch_TakesMergeAndJSONPatches(t *testing.T) {
 	patch("application/merge-patch+json", `{"spec":{"templat":{}}}`).refused(t, 400, v1.StatusReasonBadRequest, `unknown field "spec.templat"`)
 	patch("application/merge-patch+json", `{"metadata":{"name":"x"}}`).refused(t, 400, v1.StatusReasonBadRequest, "does not match the name")
 	patch("application/merge-patch+json", `{"metadata":{"resourceVersion":"1"}}`).refused(t, 409, v1.StatusReasonConflict)
-	for _, contentType := range []string{"application/strategic-merge-patch+json", "application/apply-patch+yaml"} {
-		patch(contentType, `{}`).refused(t, 415, v1.StatusReasonUnsupportedMediaType, "application/json-patch+json, application/merge-patch+json")
-	}
+	patch("application/merge-patch+json", `{"metadata":null}`).refused(t, 400, v1.StatusReasonBadRequest, "metadata.name")
+	patch("application/strategic-merge-patch+json", `{}`).
+		refused(t, 415, v1.StatusReasonUnsupportedMediaType, "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml")
 }
 
-func TestPatch_OfASecretTakesAStrategicPatchThatIsAMergePatch(t *testing.T) {
+func TestPatch_OfASecretTakesStrategicPatches(t *testing.T) {
 	s := newServer(t)
-	s.created(secrets, `{"metadata":{"name":"db"},"stringData":{"a":"1","b":"2"}}`)
+	s.created(secrets, `{"metadata":{"name":"db","finalizers":["a/b"]},"stringData":{"a":"1","b":"2"}}`)
 	patch := func(body string) answer {
 		t.Helper()
 		return s.do("PATCH", secrets+"/db", body, "Content-Type", "application/strategic-merge-patch+json")
 	}
-	changed := decoded[serving.Secret](t, patch(`{"data":{"a":null},"stringData":{"c":"3"}}`).want(t, 200))
-	if len(changed.Data) != 2 || string(changed.Data["c"]) != "3" {
-		t.Errorf("got %s", changed.Data)
+	changed := decoded[serving.Secret](t, patch(`{"data":{"a":null},"stringData":{"c":"3"},"metadata":{"finalizers":["c/d"]}}`).want(t, 200))
+	if len(changed.Data) != 2 || string(changed.Data["c"]) != "3" || len(changed.Finalizers) != 2 {
+		t.Errorf("got data %s, finalizers %v, want those of both", changed.Data, changed.Finalizers)
 	}
-	patch(`{"$patch":"delete"}`).refused(t, 400, v1.StatusReasonBadRequest, `"$patch"`, "merge-patch+json")
-	patch(`{"metadata":{"finalizers":["a/b"]}}`).refused(t, 400, v1.StatusReasonBadRequest, `the list "finalizers"`)
+	replaced := decoded[serving.Secret](t, patch(`{"metadata":{"$deleteFromPrimitiveList/finalizers":["a/b"]},"data":{"$patch":"replace","x":"eA=="}}`).want(t, 200))
+	if len(replaced.Data) != 1 || string(replaced.Data["x"]) != "x" || len(replaced.Finalizers) != 1 {
+		t.Errorf("got data %s, finalizers %v, want what the directives leave", replaced.Data, replaced.Finalizers)
+	}
+	patch(`{"$patch":"delete"}`).refused(t, 400, v1.StatusReasonBadRequest, "metadata.name")
+	patch(`{"metadata":{"$setElementOrder/finalizers":["x"],"finalizers":["y"]}}`).refused(t, 422, v1.StatusReasonInvalid, "applying the patch")
 }
 
 func TestPatch_LosesNoChangeWhenManyPatchAtOnce(t *testing.T) {

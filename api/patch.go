@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/evanphx/json-patch/v5"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
 
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
@@ -18,12 +19,13 @@ const (
 	formatMergePatch     = "application/merge-patch+json"
 	formatJSONPatch      = "application/json-patch+json"
 	formatStrategicPatch = "application/strategic-merge-patch+json"
+	formatApply          = "application/apply-patch+yaml"
 )
 
 // patchFormats are the patches that a kind takes. Strategic merge patches are Kubernetes' own for core kinds;
 // for ours, as for every custom resource, there are none.
 func patchFormats(kind serving.Kind) []string {
-	formats := []string{formatJSONPatch, formatMergePatch}
+	formats := []string{formatJSONPatch, formatMergePatch, formatApply}
 	if kind.Group == "" {
 		formats = append(formats, formatStrategicPatch)
 	}
@@ -31,20 +33,31 @@ func patchFormats(kind serving.Kind) []string {
 }
 
 func (a *api) patch(kind serving.Kind, part store.Part) handler {
+	apply := a.apply(kind, part)
 	return func(w http.ResponseWriter, r *http.Request) (any, error) {
-		s, err := strictnessOf(r)
-		if err != nil {
-			return nil, err
-		}
 		format := mediaType(r.Header.Get("Content-Type"))
 		if !slices.Contains(patchFormats(kind), format) {
 			return nil, unsupportedMediaType(format, patchFormats(kind)...)
+		}
+		if format == formatApply {
+			return apply(w, r)
+		}
+		if r.URL.Query().Has("force") {
+			return nil, badRequest("force: Forbidden: may not be specified for non-apply patch")
+		}
+		by, err := writerOf(r, part)
+		if err != nil {
+			return nil, err
+		}
+		s, err := strictnessOf(r)
+		if err != nil {
+			return nil, err
 		}
 		data, _, err := readBody(w, r)
 		if err != nil {
 			return nil, err
 		}
-		apply, err := readPatch(data, format)
+		apply, err := readPatch(kind, data, format)
 		if err != nil {
 			return nil, err
 		}
@@ -53,7 +66,10 @@ func (a *api) patch(kind serving.Kind, part store.Part) handler {
 			if err != nil {
 				return nil, nil, err
 			}
-			return o, warnings, place(o, r)
+			if err := place(o, r); err != nil {
+				return nil, nil, err
+			}
+			return o, warnings, a.own(kind, by, old, o)
 		})
 	}
 }
@@ -73,11 +89,15 @@ func patched(kind serving.Kind, old serving.Object, apply func([]byte) ([]byte, 
 		return nil, nil, failure(http.StatusRequestEntityTooLarge, "RequestEntityTooLarge",
 			fmt.Sprintf("the patched object has %d bytes, and %d is the most that is taken", len(after), maxBody))
 	}
-	return decodeObject(kind, after, formatJSON, s)
+	o, warnings, err := decodeObject(kind, after, formatJSON, s)
+	if err == nil && o.GetName() == "" {
+		return nil, nil, badRequest("the patch takes metadata.name away: leave it, or give %q", old.GetName())
+	}
+	return o, warnings, err
 }
 
 // readPatch checks a patch and returns what it does to the JSON of an object.
-func readPatch(data []byte, format string) (apply func([]byte) ([]byte, error), err error) {
+func readPatch(kind serving.Kind, data []byte, format string) (apply func([]byte) ([]byte, error), err error) {
 	if err := shallow(data); err != nil {
 		return nil, badRequest("reading the patch: %s", err)
 	}
@@ -106,9 +126,9 @@ func readPatch(data []byte, format string) (apply func([]byte) ([]byte, error), 
 		return nil, badRequest("reading the patch: it is not valid JSON")
 	}
 	if format == formatStrategicPatch {
-		if err := plain(data); err != nil {
-			return nil, badRequest("reading the strategic merge patch: %s; send a %s or %s", err, formatMergePatch, formatJSONPatch)
-		}
+		return func(object []byte) ([]byte, error) {
+			return strategicpatch.StrategicMergePatch(object, data, kind.New())
+		}, nil
 	}
 	return func(object []byte) ([]byte, error) { return jsonpatch.MergePatch(object, data) }, nil
 }
@@ -131,33 +151,6 @@ func checkStep(step jsonpatch.Operation) error {
 	case "remove":
 	default:
 		return fmt.Errorf("its op is %q: use add, remove, replace, move, copy or test", kind)
-	}
-	return nil
-}
-
-// plain says why a strategic merge patch is not the same as a merge patch: the two differ only in lists and in
-// directives ("$patch" and the like).
-func plain(data []byte) error {
-	var patch map[string]any
-	if err := json.Unmarshal(data, &patch); err != nil {
-		return err
-	}
-	return plainObject(patch)
-}
-
-func plainObject(object map[string]any) error {
-	for key, value := range object {
-		if strings.HasPrefix(key, "$") {
-			return fmt.Errorf("directives such as %q are not supported", key)
-		}
-		switch value := value.(type) {
-		case []any:
-			return fmt.Errorf("the list %q cannot be merged", key)
-		case map[string]any:
-			if err := plainObject(value); err != nil {
-				return err
-			}
-		}
 	}
 	return nil
 }

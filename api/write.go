@@ -19,11 +19,7 @@ const attempts = 5
 
 func (a *api) create(kind serving.Kind) handler {
 	return func(w http.ResponseWriter, r *http.Request) (any, error) {
-		v, err := viewOf(r)
-		if err != nil {
-			return nil, err
-		}
-		dry, err := dryRun(r.URL.Query()["dryRun"])
+		by, err := writerOf(r, store.Spec)
 		if err != nil {
 			return nil, err
 		}
@@ -32,43 +28,64 @@ func (a *api) create(kind serving.Kind) handler {
 			return nil, err
 		}
 		warn(w, warnings)
-		if err := a.takesObjects(r.Context(), kind, o.GetNamespace()); err != nil {
+		if err := a.own(kind, by, nil, o); err != nil {
 			return nil, err
 		}
-		setSystem(o, kind.New())
-		serving.CopyStatus(o, kind.New())
-		warnings, err = a.admit(r.Context(), serving.Change{New: o})
-		warn(w, warnings)
-		if err != nil {
-			return nil, aboutObject(kind, o, err)
-		}
-		var created serving.Object
-		if dry {
-			created, err = a.pretendCreate(r.Context(), kind, o)
-		} else {
-			created, err = a.Store.Create(r.Context(), o)
-		}
-		if err != nil {
-			return nil, aboutObject(kind, o, err)
-		}
-		return reply{http.StatusCreated, one(v, r, kind, created)}, nil
+		return a.createObject(w, r, kind, o)
 	}
+}
+
+// createObject admits and stores a new object.
+func (a *api) createObject(w http.ResponseWriter, r *http.Request, kind serving.Kind, o serving.Object) (any, error) {
+	v, err := viewOf(r)
+	if err != nil {
+		return nil, err
+	}
+	dry, err := dryRun(r.URL.Query()["dryRun"])
+	if err != nil {
+		return nil, err
+	}
+	if err := a.takesObjects(r.Context(), kind, o.GetNamespace()); err != nil {
+		return nil, err
+	}
+	setSystem(o, kind.New())
+	serving.CopyStatus(o, kind.New())
+	warnings, err := a.admit(r.Context(), serving.Change{New: o})
+	warn(w, warnings)
+	if err != nil {
+		return nil, aboutObject(kind, o, err)
+	}
+	var created serving.Object
+	if dry {
+		created, err = a.pretendCreate(r.Context(), kind, o)
+	} else {
+		created, err = a.Store.Create(r.Context(), o)
+	}
+	if err != nil {
+		return nil, aboutObject(kind, o, err)
+	}
+	return reply{http.StatusCreated, one(v, r, kind, created)}, nil
 }
 
 // put replaces an object, or its status.
 func (a *api) put(kind serving.Kind, part store.Part) handler {
 	return func(w http.ResponseWriter, r *http.Request) (any, error) {
+		by, err := writerOf(r, part)
+		if err != nil {
+			return nil, err
+		}
 		given, warnings, err := a.body(w, r, kind)
 		if err != nil {
 			return nil, err
 		}
-		return a.change(w, r, kind, part, func(serving.Object) (serving.Object, []string, error) {
-			return copied(given), warnings, nil
+		return a.change(w, r, kind, part, func(old serving.Object) (serving.Object, []string, error) {
+			o := copied(given)
+			return o, warnings, a.own(kind, by, old, o)
 		})
 	}
 }
 
-// next makes the new object of a stored one, which it only reads.
+// next makes the new object, with its managedFields, of a stored one, which it only reads.
 type next func(old serving.Object) (o serving.Object, warnings []string, err error)
 
 // change reads an object, makes the next one of it, and stores that if nobody was faster; else it starts again.
@@ -116,6 +133,7 @@ func (a *api) next(ctx context.Context, kind serving.Kind, part store.Part, old 
 		written := o
 		o = copied(old)
 		serving.CopyStatus(o, written)
+		o.SetManagedFields(written.GetManagedFields())
 	} else {
 		serving.CopyStatus(o, old)
 	}
@@ -224,5 +242,5 @@ func aboutObject(kind serving.Kind, o serving.Object, err error) error {
 	if name == "" {
 		name = o.GetGenerateName()
 	}
-	return &statusError{statusOf(err, kind, name)}
+	return &objectError{&statusError{statusOf(err, kind, name)}, err}
 }

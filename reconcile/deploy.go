@@ -173,6 +173,7 @@ func ensure[T any, P interface {
 	}
 	want.SetResourceVersion(have.GetResourceVersion())
 	want.SetFinalizers(have.GetFinalizers())
+	want.SetManagedFields(have.GetManagedFields())
 	o, err := r.Store.Update(ctx, want, store.Spec)
 	if err != nil {
 		return nil, err

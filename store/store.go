@@ -42,9 +42,9 @@ type Store interface {
 	// Update replaces an object and returns it with a new resourceVersion. When the given resourceVersion is not
 	// empty it must be the stored one, else ErrConflict. uid, creationTimestamp and deletionTimestamp are kept.
 	// part says what is taken from the given object: a write of Spec keeps the stored status and adds one to
-	// generation when the spec changed; a write of Status changes the status only. An update that changes nothing
-	// returns the stored object and makes no new version. An object that is being deleted and loses its last
-	// finalizer is removed.
+	// generation when the spec changed; a write of Status changes the status, and the managedFields if the given
+	// object has any. An update that changes nothing returns the stored object and makes no new version. An object
+	// that is being deleted and loses its last finalizer is removed.
 	Update(ctx context.Context, object serving.Object, part Part) (serving.Object, error)
 
 	// Delete removes an object and, in the background or before it (see DeleteOptions.PropagationPolicy), the
@@ -63,7 +63,7 @@ type Part int
 // The parts of an object.
 const (
 	Spec   Part = iota // everything but status
-	Status             // status only
+	Status             // status, and metadata.managedFields
 )
 
 // Watch is a stream of events. It ends when its context does, or when its reader is too slow.

@@ -133,6 +133,9 @@ func (b *batch) update(k key, given serving.Object, part store.Part) (serving.Ob
 	if part == store.Status {
 		next = clone(stored)
 		serving.CopyStatus(next, given)
+		if owners := given.GetManagedFields(); owners != nil {
+			next.SetManagedFields(owners)
+		}
 	} else {
 		serving.CopyStatus(next, stored)
 		next.SetNamespace(k.namespace)
