@@ -110,8 +110,9 @@ type Container struct {
 	Port       int  // PORT: where it must listen
 	HTTP2      bool // it speaks h2c on Port (port name "h2c", contract C13)
 
-	CPU    int64 // limit in thousandths of a CPU; 0 is unlimited
-	Memory int64 // limit in bytes; 0 is unlimited
+	CPU        int64 // limit in thousandths of a CPU; 0 is unlimited
+	CPURequest int64 // its share in thousandths of a CPU while all want more than there is; 0 is as its limit
+	Memory     int64 // limit in bytes; 0 is unlimited
 
 	// StartupProbe passes before the instance takes its first request, and before the other probes begin. nil is TCP on
 	// Port within StartupTimeout (contract 1.3), and nothing for a sidecar, which has no Port.

@@ -101,8 +101,9 @@ func (r *Reconciler) spec(ctx context.Context, revision *serving.Revision) (engi
 		Name: user.Name, Image: revision.Status.ContainerStatuses[0].ImageDigest, Credentials: credentials,
 		Command: user.Command, Args: user.Args, Env: env, WorkingDir: user.WorkingDir,
 		Port: serving.DefaultUserPort, HTTP2: isHTTP2(revision),
-		CPU:    user.Resources.Limits.Cpu().MilliValue(),
-		Memory: user.Resources.Limits.Memory().Value(),
+		CPU:        user.Resources.Limits.Cpu().MilliValue(),
+		CPURequest: user.Resources.Requests.Cpu().MilliValue(),
+		Memory:     user.Resources.Limits.Memory().Value(),
 	}
 	if container.Name == "" {
 		container.Name = "user-container"

@@ -243,7 +243,9 @@ func TestInstance_WritesToMemoryWithinItsLimit(t *testing.T) {
 
 func TestInstance_FindsTheContractsFiles(t *testing.T) {
 	s := enginetest.New(t, openEngine(t, t.TempDir()))
-	i := s.Start(t, func(spec *engine.Spec) { spec.Container.User = new(int64(1000)) }, "serve")
+	i := s.Start(t, func(spec *engine.Spec) {
+		spec.Container.User, spec.Container.CPURequest = new(int64(1000)), 125
+	}, "serve")
 	read := func(path string) string { return enginetest.Get(t, i, "/read?path="+path) }
 	if hosts := read("/etc/hosts"); !strings.Contains(hosts, "127.0.0.1\tlocalhost user-container\n") {
 		t.Errorf("/etc/hosts is %q (contract C77)", hosts)
@@ -253,7 +255,7 @@ func TestInstance_FindsTheContractsFiles(t *testing.T) {
 	}
 	if !i.(*instance).engine.cgroups.v2 { // KS21
 		for file, want := range map[string]string{
-			"memory/memory.limit_in_bytes": "268435456", "cpu/cpu.shares": "1024",
+			"memory/memory.limit_in_bytes": "268435456", "cpu/cpu.shares": "128",
 			"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000", "pids/pids.max": fmt.Sprint(maxProcesses),
 		} {
 			if got := strings.TrimSpace(read("/sys/fs/cgroup/" + file)); got != want {

@@ -8,11 +8,10 @@ import (
 
 // event is one line of go tool test2json.
 type event struct {
-	Time    time.Time
-	Action  string
-	Test    string // empty for what concerns the package
-	Output  string
-	Elapsed float64 // seconds
+	Time   time.Time
+	Action string
+	Test   string // empty for what concerns the package
+	Output string
 }
 
 // tally counts tests by how they ended. A test with a skipped subtest is skipped: not all of it was run.
@@ -39,6 +38,7 @@ type report struct {
 
 // test is what is known of a test that began.
 type test struct {
+	began   time.Time       // when it went on, after the tests that do not run beside others
 	output  strings.Builder // its subtests' too
 	skipped []string        // subtests
 	ended   string          // pass, fail or skip; empty while it runs
@@ -65,6 +65,11 @@ func (r *report) take(e event) {
 	}
 	t.output.WriteString(e.Output)
 	switch e.Action {
+	case "run", "cont":
+		if !subtest {
+			t.began = e.Time
+		}
+		return
 	case "pass", "fail", "skip":
 	default:
 		return
@@ -80,7 +85,7 @@ func (r *report) take(e event) {
 	if t.ended == "pass" && len(t.skipped) > 0 {
 		t.ended = "skip"
 	}
-	fmt.Printf("%-4s  %-45s %6.1fs\n", map[string]string{"pass": "ok", "fail": "FAIL", "skip": "SKIP"}[t.ended], name, e.Elapsed)
+	fmt.Printf("%-4s  %-45s %6.1fs\n", map[string]string{"pass": "ok", "fail": "FAIL", "skip": "SKIP"}[t.ended], name, e.Time.Sub(t.began).Seconds())
 	if t.ended != "pass" && !r.verbose {
 		fmt.Print(indented(t.output.String()))
 	}
