@@ -1,43 +1,83 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/berth-run/berth/engine"
 )
 
 const (
-	// firstPause and longestPause bound the time between two tries of a probe that has no period of its own.
-	// A try at a port on which nobody listens is answered at once, so it costs little.
+	// firstPause and longestPause bound the time between two tries of a probe that has no period of its own, before the
+	// container has started. A try at a port on which nobody listens is answered at once, so it costs little.
 	firstPause   = 500 * time.Microsecond
 	longestPause = 20 * time.Millisecond
+	// execPause is that time for commands, which cost a process each.
+	execPause = 500 * time.Millisecond
 	// probeTimeout is how long one try of a probe takes at most, unless it says otherwise (contract 1.3).
 	probeTimeout = time.Second
+	// probeOutput is how much of what a probe's command writes is told when it fails, in bytes.
+	probeOutput = 1 << 10
 )
 
-// awaitReady tries a probe against an instance's address until it passes. When it has failed too often or
+// probed is a container as its probes reach it.
+type probed struct {
+	address netip.Addr
+	// run runs a command in the container, as engine.Instance.Exec does.
+	run func(ctx context.Context, command engine.Command) (code int, err error)
+}
+
+// startChecks are the probes that pass, in this order, before a container has started: its startup probe, then its
+// readiness probe, as Kubernetes does. Where neither asks whether the port is open that requests go to, that is asked
+// too.
+func startChecks(c *engine.Container, serves bool) []engine.Probe {
+	var checks []engine.Probe
+	asked := !serves
+	if c.StartupProbe != nil {
+		checks = append(checks, *c.StartupProbe)
+		asked = asked || probedPort(*c.StartupProbe) == c.Port
+	}
+	readiness := c.ReadinessProbe
+	if !asked && (readiness == nil || readiness.Exec != nil) {
+		checks = append(checks, engine.Probe{TCP: &engine.TCPProbe{Port: c.Port}})
+	}
+	if readiness != nil {
+		check := *readiness
+		check.FailureThreshold = 0 // it does not limit the start: it is tried until the startup timeout
+		checks = append(checks, check)
+	}
+	return checks
+}
+
+// awaitPassed tries a probe of a program that was let run at begun, until it passes. When it has failed too often or
 // ctx ends, the error is that of the last try that was not cut short.
-func awaitReady(ctx context.Context, address netip.Addr, probe engine.Probe) error {
+//
+// A port that is not open yet is waited for within the period: the next try is made as soon as it opens.
+func (p probed) awaitPassed(ctx context.Context, probe engine.Probe, begun time.Time) error {
 	last := errors.New("it was not tried")
-	if sleep(ctx, probe.InitialDelay) != nil {
+	if sleep(ctx, probe.InitialDelay-time.Since(begun)) != nil {
 		return last
 	}
-	timeout := probe.Timeout
-	if timeout == 0 {
-		timeout = probeTimeout
-	}
 	pause := firstPause
+	if probe.Exec != nil {
+		pause = execPause
+	}
 	for passed, failed := 0, 0; ; {
-		begun := time.Now()
-		err := tryProbe(ctx, address, probe, timeout)
+		tried := time.Now()
+		err := p.try(ctx, probe)
+		if errors.Is(err, syscall.ECONNREFUSED) && probe.Period > 0 && p.opens(ctx, probedPort(probe), probe.Period-time.Since(tried)) {
+			continue
+		}
 		switch {
 		case err == nil:
 			failed = 0
@@ -51,9 +91,12 @@ func awaitReady(ctx context.Context, address netip.Addr, probe engine.Probe) err
 				return last
 			}
 		}
-		wait := probe.Period - time.Since(begun)
+		wait := probe.Period - time.Since(tried)
 		if probe.Period == 0 {
-			wait, pause = pause, min(pause+pause/4, longestPause)
+			wait = pause
+			if probe.Exec == nil {
+				pause = min(pause+pause/4, longestPause)
+			}
 		}
 		if sleep(ctx, wait) != nil {
 			return last
@@ -61,66 +104,140 @@ func awaitReady(ctx context.Context, address netip.Addr, probe engine.Probe) err
 	}
 }
 
-// probedPort is the port that a probe asks.
-func probedPort(probe engine.Probe) int {
-	if probe.HTTP != nil {
-		return probe.HTTP.Port
-	}
-	return probe.TCP.Port
-}
-
-func tryProbe(ctx context.Context, address netip.Addr, probe engine.Probe, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+// opens waits, no longer than patience, until a port takes connections.
+func (p probed) opens(ctx context.Context, port int, patience time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if probe.HTTP != nil {
-		return tryHTTP(ctx, address, probe.HTTP)
+	for pause := firstPause; sleep(ctx, pause) == nil; pause = min(pause+pause/4, longestPause) {
+		if conn, err := dial(ctx, p.address, port); err == nil {
+			conn.Close()
+			return true
+		}
 	}
-	conn, err := dial(ctx, address, probe.TCP.Port)
-	if err != nil {
-		return err
-	}
-	return conn.Close()
+	return false
 }
 
-func tryHTTP(ctx context.Context, address netip.Addr, probe *engine.HTTPProbe) error {
-	url := "http://" + net.JoinHostPort(address.String(), strconv.Itoa(probe.Port)) + "/"
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return fmt.Errorf("making the probe's request: %w", err)
+// try makes one try of a probe, within its timeout. It leaves nothing behind.
+func (p probed) try(ctx context.Context, probe engine.Probe) error {
+	timeout := probe.Timeout
+	if timeout == 0 {
+		timeout = probeTimeout
 	}
-	if request.URL, err = request.URL.Parse(probe.Path); err != nil {
-		return fmt.Errorf("parsing the probe's path %q: %w", probe.Path, err)
-	}
-	request.Header.Set("User-Agent", "kube-probe/berth") // what programs look for to leave probes out of their logs
-	request.Host = probe.Host
-	for _, header := range probe.Header {
-		if http.CanonicalHeaderKey(header[0]) == "Host" {
-			request.Host = header[1]
-			continue
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var err error
+	switch {
+	case probe.HTTP != nil:
+		err = p.tryHTTP(limited, probe.HTTP)
+	case probe.GRPC != nil:
+		err = p.tryGRPC(limited, probe.GRPC)
+	case probe.Exec != nil:
+		err = p.tryExec(limited, probe.Exec)
+	default:
+		var conn net.Conn
+		if conn, err = p.connect(limited, probe.TCP.Port); err == nil {
+			conn.Close()
 		}
-		request.Header.Add(header[0], header[1])
 	}
-	transport := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dial(ctx, address, probe.Port)
-		},
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%s did not answer within %s", asked(probe), timeout)
 	}
-	response, err := transport.RoundTrip(request) // not a client: a redirect is an answer
-	if err != nil {
-		return err
+	return err
+}
+
+func (p probed) tryExec(ctx context.Context, probe *engine.ExecProbe) error {
+	var output head
+	code, err := p.run(ctx, engine.Command{Args: probe.Command, Stdout: &output, Stderr: &output})
+	switch {
+	case err != nil:
+		return fmt.Errorf("running the command %q: %w", probe.Command, err)
+	case code == 0:
+		return nil
 	}
-	defer response.Body.Close()
-	_, _ = io.CopyN(io.Discard, response.Body, 4<<10) // so that a small answer is not cut off
-	if response.StatusCode < 200 || response.StatusCode > 399 {
-		return fmt.Errorf("GET %s on port %d answered %s", request.URL.RequestURI(), probe.Port, response.Status)
+	if text := output.String(); text != "" {
+		return fmt.Errorf("the command %q ended with exit code %d: %s", probe.Command, code, text)
 	}
-	return nil
+	return fmt.Errorf("the command %q ended with exit code %d", probe.Command, code)
+}
+
+// asked says what a probe asks, as the subject of a sentence.
+func asked(probe engine.Probe) string {
+	switch {
+	case probe.HTTP != nil:
+		return fmt.Sprintf("GET %s on port %d", cmp.Or(probe.HTTP.Path, "/"), probe.HTTP.Port)
+	case probe.GRPC != nil:
+		return fmt.Sprintf("the gRPC health service on port %d", probe.GRPC.Port)
+	case probe.Exec != nil:
+		return fmt.Sprintf("the command %q", probe.Exec.Command)
+	}
+	return fmt.Sprintf("port %d", probe.TCP.Port)
+}
+
+// probeKind is how a probe is called in the log lines that people know from Cloud Run (contract E16).
+func probeKind(probe engine.Probe) string {
+	switch {
+	case probe.HTTP != nil:
+		return "HTTP"
+	case probe.GRPC != nil:
+		return "GRPC"
+	case probe.Exec != nil:
+		return "EXEC"
+	}
+	return "TCP"
+}
+
+// probedPort is the port that a probe asks; 0 for a command.
+func probedPort(probe engine.Probe) int {
+	switch {
+	case probe.HTTP != nil:
+		return probe.HTTP.Port
+	case probe.GRPC != nil:
+		return probe.GRPC.Port
+	case probe.TCP != nil:
+		return probe.TCP.Port
+	}
+	return 0
+}
+
+// connect is dial with an error that is for the user to read.
+func (p probed) connect(ctx context.Context, port int) (net.Conn, error) {
+	conn, err := dial(ctx, p.address, port)
+	if err == nil {
+		return conn, nil
+	}
+	var call *os.SyscallError
+	if errors.As(err, &call) {
+		err = call.Err
+	}
+	return nil, fmt.Errorf("connecting to port %d: %w", port, err)
 }
 
 func dial(ctx context.Context, address netip.Addr, port int) (net.Conn, error) {
 	var dialer net.Dialer
 	return dialer.DialContext(ctx, "tcp", net.JoinHostPort(address.String(), strconv.Itoa(port)))
+}
+
+// head keeps the beginning of what is written to it. It may be written to from several goroutines.
+type head struct {
+	mu   sync.Mutex
+	kept []byte
+}
+
+var _ io.Writer = (*head)(nil)
+
+// Write implements io.Writer.
+func (h *head) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.kept = append(h.kept, p[:min(len(p), probeOutput-len(h.kept))]...)
+	return len(p), nil
+}
+
+// String is what was kept, as one line.
+func (h *head) String() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return oneLine(h.kept)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
