@@ -114,12 +114,14 @@ type Container struct {
 	CPURequest int64 // its share in thousandths of a CPU while all want more than there is; 0 is as its limit
 	Memory     int64 // limit in bytes; 0 is unlimited
 
-	// StartupProbe passes before the instance takes its first request, and before the other probes begin. nil is TCP on
-	// Port within StartupTimeout (contract 1.3), and nothing for a sidecar, which has no Port.
+	// StartupProbe passes before the instance takes its first request, and before the other probes begin. Where neither
+	// it nor ReadinessProbe asks on Port, that must take connections too (contract 1.3); of a sidecar, which has no
+	// Port, nothing more is asked.
 	StartupProbe *Probe
-	// ReadinessProbe, while it fails, keeps new requests from the instance; nil is none.
+	// ReadinessProbe passes before the first request too, and from then on, while it fails, keeps new requests from the
+	// instance; nil is none.
 	ReadinessProbe *Probe
-	// LivenessProbe starts the container again when it fails; nil is none.
+	// LivenessProbe starts the container again when it fails after the start; nil is none.
 	LivenessProbe *Probe
 	// TerminationGrace is what the container is given between SIGTERM and SIGKILL when it is started again after its
 	// liveness probe failed; 0 is the engine's default.
@@ -208,11 +210,11 @@ type Probe struct {
 	GRPC *GRPCProbe
 	Exec *ExecProbe
 
-	InitialDelay     time.Duration
-	Period           time.Duration // 0: as often as it is cheap, below a second
-	Timeout          time.Duration // of one try
-	FailureThreshold int           // 0: until the startup timeout; for the other probes 3
-	SuccessThreshold int           // 0 is 1
+	InitialDelay     time.Duration // since the program began
+	Period           time.Duration // 0: before the start as often as it is cheap, below a second; after it 10 s
+	Timeout          time.Duration // of one try; 0 is 1 s
+	FailureThreshold int           // in a row; 0: until the startup timeout, and after the start 3
+	SuccessThreshold int           // in a row; 0 is 1
 }
 
 // TCPProbe passes when the port accepts a connection.

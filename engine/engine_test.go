@@ -35,6 +35,9 @@ func TestStartError_SaysWhatWasSeenAndWhatToDo(t *testing.T) {
 			StartError{Reason: ReasonNotListening, Port: 8080, Waited: time.Second, Err: errors.New("GET /up on port 8080 answered 503"), Listened: []string{"[::]:8080"}},
 			"the container's startup probe on port 8080 did not pass within 1s: GET /up on port 8080 answered 503",
 		}, {
+			StartError{Reason: ReasonNotListening, Waited: time.Second, Err: errors.New(`the command ["x"] ended with exit code 1`)},
+			`the container's startup probe did not pass within 1s: the command ["x"] ended with exit code 1`,
+		}, {
 			StartError{Reason: ReasonWrongPlatform, Err: errors.New("the program is for EM_AARCH64: exec format error")},
 			"the program is for EM_AARCH64: exec format error; build the image for linux/" + runtime.GOARCH,
 		}, {

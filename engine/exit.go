@@ -78,7 +78,11 @@ func (e *StartError) Error() string {
 			break
 		}
 		if e.Err != nil {
-			fmt.Fprintf(&b, "%s's startup probe on port %d did not pass within %s: %v", who, e.Port, round(e.Waited), e.Err)
+			fmt.Fprintf(&b, "%s's startup probe", who)
+			if e.Port != 0 { // else a command was run
+				fmt.Fprintf(&b, " on port %d", e.Port)
+			}
+			fmt.Fprintf(&b, " did not pass within %s: %v", round(e.Waited), e.Err)
 			break
 		}
 		fmt.Fprintf(&b, "%s did not listen on port %d within %s", who, e.Port, round(e.Waited))

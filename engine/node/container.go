@@ -144,6 +144,7 @@ func (c *container) ended(l *life, exit engine.Exit) {
 	defer i.mu.Unlock()
 	l.exit = exit
 	close(l.exited)
+	l.endProbing()
 	c.started = false
 	c.enter(engine.ContainerTerminated, endReason(exit))
 	if time.Since(l.begun) >= steadyLife {

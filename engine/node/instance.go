@@ -50,6 +50,7 @@ type instance struct {
 	stages   []engine.Stage
 	started  bool
 	ready    bool // Start has returned without an error
+	draining bool // see Drain
 	stopping bool
 	unready  bool               // what readiness was told last
 	waiting  string             // what Start waits for, once that takes long
@@ -262,6 +263,23 @@ func (i *instance) fail(c *container, exit engine.Exit) {
 func (i *instance) end() {
 	if !i.isEnding() {
 		close(i.ending)
+	}
+	i.endProbing()
+}
+
+// Drain tells the instance that it gets no new requests: none of its containers is probed any more, or started again
+// because a probe fails, while the requests in flight end.
+func (i *instance) Drain() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.draining = true
+	i.endProbing()
+}
+
+// endProbing sees to it that no container is probed any more. i.mu is held.
+func (i *instance) endProbing() {
+	for _, c := range i.containers {
+		c.life.endProbing()
 	}
 }
 

@@ -31,6 +31,9 @@ type life struct {
 	// Guarded by instance.mu.
 	begun    time.Time // when its program was let run
 	followed bool      // another life will follow, and who sees to that deals with the end of this
+
+	stopProbing context.CancelFunc // nil while nothing is probed after the start; guarded by instance.mu
+	probing     sync.WaitGroup
 }
 
 // prepare makes the life up to where it waits for release. When it fails, abandon takes back what it has made. lap is
@@ -184,31 +187,31 @@ func (l *life) release() error {
 	return i.engine.runtime.release(c.id)
 }
 
-// awaitStarted waits until the startup probe has passed. Requests find who is to take them by the port; a sidecar without
-// a probe is not waited for. When it cannot be, the error is a *engine.StartError, or ctx's.
+// awaitStarted waits until the container has started: until what startChecks lists has passed. When it cannot be, the
+// error is a *engine.StartError, or ctx's.
 func (l *life) awaitStarted(ctx context.Context) error {
 	c := l.container
 	i := c.instance
-	if c.spec.StartupProbe != nil || c.serves() {
+	if checks := startChecks(c.spec, c.serves()); len(checks) > 0 {
+		timeout := cmp.Or(i.spec.StartupTimeout, startupTimeout)
 		begun := time.Now()
-		probe := engine.Probe{TCP: &engine.TCPProbe{Port: c.spec.Port}}
-		if c.spec.StartupProbe != nil {
-			probe = *c.spec.StartupProbe
-		}
-		if err := l.awaitProbe(ctx, cmp.Or(i.spec.StartupTimeout, startupTimeout), probe); err != nil {
-			return c.blame(l.startError(ctx, probe, time.Since(begun), err))
+		for _, check := range checks {
+			if err := l.awaitCheck(ctx, begun.Add(timeout), check); err != nil {
+				return c.blame(l.startError(ctx, check, time.Since(begun), err))
+			}
 		}
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	c.started = !hasEnded(l.exited)
+	c.started, c.unready = !hasEnded(l.exited), false
+	l.goOnProbing()
 	return nil
 }
 
-// awaitProbe tries the probe until it passes. It gives up after timeout, at the life's end, and when the container
-// listens where no request can reach it.
-func (l *life) awaitProbe(ctx context.Context, timeout time.Duration, probe engine.Probe) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+// awaitCheck tries a probe until it passes. It gives up at a time, at the life's end, and when the container listens
+// where no request can reach it.
+func (l *life) awaitCheck(ctx context.Context, until time.Time, check engine.Probe) error {
+	ctx, cancel := context.WithDeadline(ctx, until)
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	defer cancel()
@@ -222,12 +225,51 @@ func (l *life) awaitProbe(ctx context.Context, timeout time.Duration, probe engi
 	if l.container.serves() {
 		beside.Go(func() {
 			// Who asks for the probing to begin later knows that the program takes its time.
-			if sleep(ctx, probe.InitialDelay) == nil && l.lookOut(ctx, probedPort(probe)) {
+			if sleep(ctx, check.InitialDelay-time.Since(l.begun)) == nil && l.lookOut(ctx, probedPort(check)) {
 				cancel()
 			}
 		})
 	}
-	return awaitReady(ctx, l.container.instance.link.address, probe)
+	return l.probed().awaitPassed(ctx, check, l.begun)
+}
+
+// probed is the container as its probes reach it.
+func (l *life) probed() probed {
+	i := l.container.instance
+	return probed{address: i.link.address, run: func(ctx context.Context, command engine.Command) (int, error) {
+		command.Container = l.container.spec.Name
+		return i.Exec(ctx, command)
+	}}
+}
+
+// goOnProbing begins the probes that go on after the start, where there are any. instance.mu is held.
+func (l *life) goOnProbing() {
+	c := l.container
+	i := c.instance
+	if c.spec.ReadinessProbe == nil && c.spec.LivenessProbe == nil || !c.started || i.draining || i.isEnding() {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	p := prober{
+		name: c.spec.Name, readiness: c.spec.ReadinessProbe, liveness: c.spec.LivenessProbe, begun: l.begun,
+		try:  l.probed().try,
+		say:  c.say,
+		turn: func(ready bool) { c.setUnready(!ready) },
+		fail: func(why string) {
+			if !hasEnded(l.exited) {
+				go c.restart(why) // it fails at the instance's end only
+			}
+		},
+	}
+	l.stopProbing = cancel
+	l.probing.Go(func() { p.run(ctx) })
+}
+
+// endProbing sees to it that nothing is probed any more. instance.mu is held.
+func (l *life) endProbing() {
+	if l != nil && l.stopProbing != nil {
+		l.stopProbing()
+	}
 }
 
 // startError says why the container has not started.
@@ -243,7 +285,7 @@ func (l *life) startError(ctx context.Context, probe engine.Probe, waited time.D
 		Reason: engine.ReasonNotListening, Port: probedPort(probe), Waited: waited,
 		Listened: listened(l.process.pid), LastLines: l.output.lastLines(),
 	}
-	if probe.HTTP != nil { // of a TCP probe, "connection refused" would say no more
+	if probe.TCP == nil { // of a TCP probe, "connection refused" would say no more
 		failure.Err = err
 	}
 	return failure
@@ -278,6 +320,7 @@ func (l *life) abandon() {
 func (l *life) remove() {
 	c := l.container
 	i, e := c.instance, c.instance.engine
+	l.probing.Wait() // the life's end has stopped it
 	if l.memory != nil {
 		l.memory.Close() // before its cgroup goes, which is an event too
 	}

@@ -53,6 +53,9 @@ func (l *life) lookOut(ctx context.Context, port int) (hopeless bool) {
 
 // waitingFor says what the start of an instance that listens on addresses waits for.
 func waitingFor(addresses []string, port int) string {
+	if port == 0 { // a command checks it
+		return "the container's startup probe to pass"
+	}
 	for _, address := range addresses {
 		if a, err := netip.ParseAddrPort(address); err == nil && int(a.Port()) == port && !a.Addr().Unmap().IsLoopback() {
 			return fmt.Sprintf("the container's startup probe on port %d to pass", port)

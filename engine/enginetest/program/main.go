@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -103,11 +104,39 @@ func serve(address string) error {
 		code, _ := strconv.Atoi(r.FormValue("code"))
 		w.WriteHeader(code)
 	})
+	var health, asked atomic.Int64
+	health.Store(http.StatusOK)
+	http.HandleFunc("GET /health", func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(int(health.Load()))
+		fmt.Fprint(w, health.Load())
+	})
+	http.HandleFunc("GET /asked", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, asked.Load()) })
+	http.HandleFunc("POST /health", func(w http.ResponseWriter, r *http.Request) {
+		code, _ := strconv.ParseInt(r.FormValue("code"), 10, 64)
+		health.Store(code)
+	})
+	http.HandleFunc("POST /grpc.health.v1.Health/Check", checkHealth)
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return err
 	}
-	return http.Serve(listener, nil)
+	server := &http.Server{Protocols: new(http.Protocols)}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
+	return server.Serve(listener)
+}
+
+// checkHealth is a gRPC health service by hand: the service "down" is not serving, every other one is.
+func checkHealth(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	status := byte(1)
+	if strings.HasSuffix(string(body), "down") {
+		status = 2
+	}
+	w.Header().Set("Content-Type", "application/grpc")
+	w.Header().Set(http.TrailerPrefix+"Grpc-Status", "0")
+	_, _ = w.Write([]byte{0, 0, 0, 0, 2, 8, status})
 }
 
 // crash dies of a signal that the kernel sends for what it does; the first process of a PID namespace cannot
