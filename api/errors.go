@@ -99,6 +99,16 @@ func fieldManagerRequired() *statusError {
 	return e
 }
 
+// patchDoesNotApply has a cause, without which kubectl does not show why.
+func patchDoesNotApply(kind serving.Kind, name string, why error) *statusError {
+	e := failure(http.StatusUnprocessableEntity, v1.StatusReasonInvalid,
+		fmt.Sprintf("the server rejected our request due to an error in our request: applying the patch: %s", why))
+	e.status.Details = &v1.StatusDetails{Group: kind.Group, Kind: kind.Plural, Name: name, Causes: []v1.StatusCause{
+		{Type: v1.CauseTypeFieldValueInvalid, Message: why.Error(), Field: "patch"},
+	}}
+	return e
+}
+
 func forbidden(kind serving.Kind, name, why string) *statusError {
 	return failure(http.StatusForbidden, v1.StatusReasonForbidden, fmt.Sprintf("%s %q is forbidden: %s", kind, name, why))
 }

@@ -80,8 +80,7 @@ func TestKubectl_AppliesGetsPatchesAndDeletesAService(t *testing.T) {
 	s.run("", []string{"version"}, "Server Version: v1.")
 	s.run("", []string{"api-resources"}, "ksvc", "serving.knative.dev/v1")
 	s.run(helloYAML, []string{"apply", "-f", "-"}, "service.serving.knative.dev/hello created")
-	// kubectl says "configured" because the list of containers got defaults; the server changes nothing.
-	s.run(helloYAML, []string{"apply", "-f", "-"}, "service.serving.knative.dev/hello configured")
+	s.run(helloYAML, []string{"apply", "-f", "-"}, "service.serving.knative.dev/hello unchanged")
 	s.run("", []string{"get", "ksvc", "hello", "-o", "jsonpath={.metadata.generation}"}, "1")
 	s.run(strings.Replace(helloYAML, "/hello\n", "/hello:2\n", 1), []string{"apply", "--validate=false", "-f", "-"}, "configured")
 	s.run("", []string{"get", "ksvc"}, "NAME", "URL", "LATESTCREATED", "LATESTREADY", "READY", "REASON", "hello")

@@ -82,8 +82,7 @@ func patched(kind serving.Kind, old serving.Object, apply func([]byte) ([]byte, 
 	}
 	after, err := apply(before)
 	if err != nil {
-		return nil, nil, failure(http.StatusUnprocessableEntity, "Invalid",
-			fmt.Sprintf("the server rejected our request due to an error in our request: applying the patch: %s", err))
+		return nil, nil, patchDoesNotApply(kind, old.GetName(), err)
 	}
 	if len(after) > maxBody {
 		return nil, nil, failure(http.StatusRequestEntityTooLarge, "RequestEntityTooLarge",

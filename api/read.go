@@ -25,6 +25,11 @@ func (a *api) get(kind serving.Kind) handler {
 		if err != nil {
 			return nil, err
 		}
+		if v == whole && comparesLists(r, kind) {
+			if applied := a.asApplied(r, kind, o); applied != nil {
+				return applied, nil
+			}
+		}
 		return one(v, r, kind, o), nil
 	}
 }

@@ -47,19 +47,13 @@ var optionalFields = []string{
 	"dev.knative.serving.pkg.apis.serving.v1.ServiceSpec.template",
 }
 
-// descriptions are one sentence for each type of Knative's ("") and for each of its fields.
+// descriptions are a sentence for each of Knative's kinds ("") and for each field of its types.
 var descriptions = map[string]map[string]string{
 	"serving/pkg/apis/serving/v1.Service": {
 		"":         "A program in a container that answers requests. A service has the configuration that makes its revisions and the route that leads to them.",
 		"metadata": "The service's name, labels and annotations.",
 		"spec":     "What to run, and how requests are divided among its revisions.",
 		"status":   "What was observed. The platform writes it.",
-	},
-	"serving/pkg/apis/serving/v1.ServiceSpec": {
-		"": "What a service runs, and how requests are divided among its revisions.",
-	},
-	"serving/pkg/apis/serving/v1.ServiceStatus": {
-		"": "What was observed of a service.",
 	},
 	"serving/pkg/apis/serving/v1.Configuration": {
 		"":         "What is to run. Each change of its template makes a new revision.",
@@ -68,11 +62,7 @@ var descriptions = map[string]map[string]string{
 		"status":   "What was observed. The platform writes it.",
 	},
 	"serving/pkg/apis/serving/v1.ConfigurationSpec": {
-		"":         "What is to run.",
 		"template": "What the next revision is made from. A change of it makes a new revision.",
-	},
-	"serving/pkg/apis/serving/v1.ConfigurationStatus": {
-		"": "What was observed of a configuration.",
 	},
 	"serving/pkg/apis/serving/v1.ConfigurationStatusFields": {
 		"latestReadyRevisionName":   "The newest revision that became ready.",
@@ -81,23 +71,20 @@ var descriptions = map[string]map[string]string{
 	"serving/pkg/apis/serving/v1.Revision": {
 		"":         "One version of a program and its settings. The platform makes it from a configuration's template, and its spec never changes.",
 		"metadata": "The revision's name, labels and annotations.",
-		"spec":     "What instances of the revision run.",
+		"spec":     "What instances of the revision run: containers and volumes as in a pod, and how requests reach them.",
 		"status":   "What was observed. The platform writes it.",
 	},
 	"serving/pkg/apis/serving/v1.RevisionTemplateSpec": {
-		"":         "What a revision is made from.",
 		"metadata": "Labels and annotations of the revision, among them those that bound its scale, and its name if it is to have a certain one.",
-		"spec":     "What instances of the revision run.",
+		"spec":     "What instances of the revision run: containers and volumes as in a pod, and how requests reach them.",
 	},
 	"serving/pkg/apis/serving/v1.RevisionSpec": {
-		"":                            "What instances of a revision run: containers and volumes as in a pod, and how requests reach them.",
 		"containerConcurrency":        "The most requests that one instance has at the same time; the rest wait. 0 is no limit.",
 		"timeoutSeconds":              "Seconds within which an answer must begin; after them the request gets status 504.",
 		"responseStartTimeoutSeconds": "Seconds within which the container must send the first byte of an answer, counted from when it got the request.",
 		"idleTimeoutSeconds":          "Seconds for which a request may be open without a byte from the container.",
 	},
 	"serving/pkg/apis/serving/v1.RevisionStatus": {
-		"":                      "What was observed of a revision.",
 		"logUrl":                "Where to read the revision's log.",
 		"containerStatuses":     "The containers' images with their digests, in the order of the spec.",
 		"initContainerStatuses": "The init containers' images with their digests, in the order of the spec.",
@@ -105,7 +92,6 @@ var descriptions = map[string]map[string]string{
 		"desiredReplicas":       "How many instances there should be.",
 	},
 	"serving/pkg/apis/serving/v1.ContainerStatus": {
-		"":            "The image that a container runs.",
 		"name":        "The container's name.",
 		"imageDigest": "The image's repository and digest.",
 	},
@@ -116,11 +102,7 @@ var descriptions = map[string]map[string]string{
 		"status":   "What was observed. The platform writes it.",
 	},
 	"serving/pkg/apis/serving/v1.RouteSpec": {
-		"":        "How requests are divided among revisions.",
 		"traffic": "The revisions that get requests, with the share of each. The shares add up to 100.",
-	},
-	"serving/pkg/apis/serving/v1.RouteStatus": {
-		"": "What was observed of a route.",
 	},
 	"serving/pkg/apis/serving/v1.RouteStatusFields": {
 		"url":     "Where the route takes requests.",
@@ -128,7 +110,6 @@ var descriptions = map[string]map[string]string{
 		"traffic": "How requests are divided now, by the names of the revisions.",
 	},
 	"serving/pkg/apis/serving/v1.TrafficTarget": {
-		"":                  "A revision and its share of the requests.",
 		"tag":               "A name that gets a URL of its own, which leads to this revision only.",
 		"revisionName":      "The revision that gets the requests.",
 		"configurationName": "The configuration whose latest ready revision gets the requests.",
@@ -143,17 +124,14 @@ var descriptions = map[string]map[string]string{
 		"status":   "What was observed. The platform writes it.",
 	},
 	"serving/pkg/apis/serving/v1beta1.DomainMappingSpec": {
-		"":    "Where a domain leads.",
 		"ref": "The service, or other object with a URL, that gets the domain's requests.",
 		"tls": "The certificate for the domain.",
 	},
 	"serving/pkg/apis/serving/v1beta1.DomainMappingStatus": {
-		"":        "What was observed of a domain mapping.",
 		"url":     "Where the domain takes requests.",
 		"address": "Where others on this platform reach it.",
 	},
 	"serving/pkg/apis/serving/v1beta1.SecretTLS": {
-		"":           "A certificate in a secret.",
 		"secretName": "The secret of type kubernetes.io/tls, in the same namespace.",
 	},
 	"networking/pkg/apis/networking/v1alpha1.ClusterDomainClaim": {
@@ -162,7 +140,6 @@ var descriptions = map[string]map[string]string{
 		"spec":     "Who may map the domain.",
 	},
 	"networking/pkg/apis/networking/v1alpha1.ClusterDomainClaimSpec": {
-		"":          "Who may map a domain.",
 		"namespace": "The one namespace whose domain mappings may use the domain.",
 	},
 	"pkg/apis/duck/v1.Status": {
@@ -171,7 +148,6 @@ var descriptions = map[string]map[string]string{
 		"annotations":        "Further facts that the platform adds.",
 	},
 	"pkg/apis.Condition": {
-		"":                   "Whether one thing holds of an object, and why.",
 		"type":               "What the condition is about, such as Ready.",
 		"status":             "True, False or Unknown.",
 		"severity":           "How bad it is when the condition does not hold: Error if empty, Warning or Info.",
@@ -180,14 +156,12 @@ var descriptions = map[string]map[string]string{
 		"message":            "Why, for people.",
 	},
 	"pkg/apis/duck/v1.Addressable": {
-		"":         "Where something is reached.",
 		"name":     "What the address is called.",
 		"url":      "The address.",
 		"CACerts":  "The certificate authorities to trust there, in PEM.",
 		"audience": "The audience that a token for the address must have.",
 	},
 	"pkg/apis/duck/v1.KReference": {
-		"":           "Names an object.",
 		"kind":       "The object's kind.",
 		"namespace":  "The object's namespace; that of the referrer if empty.",
 		"name":       "The object's name.",
@@ -195,6 +169,4 @@ var descriptions = map[string]map[string]string{
 		"group":      "The group of the object's kind, without a version.",
 		"address":    "Which of the object's addresses.",
 	},
-	"pkg/apis.URL":          {"": "A URL."},
-	"pkg/apis.VolatileTime": {"": "A time that does not count when objects are compared."},
 }
