@@ -60,7 +60,7 @@ func (a *api) deleteCollection(kind serving.Kind) handler {
 		if err != nil {
 			return nil, err
 		}
-		s, err := selectionOf(r)
+		s, err := selectionOf(r, kind)
 		if err != nil {
 			return nil, err
 		}

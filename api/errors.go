@@ -118,6 +118,16 @@ func unauthorized(why string) *statusError {
 		"Unauthorized: "+why+`; send the header "Authorization: Bearer TOKEN" with the token that the server keeps in its state directory`)
 }
 
+// tooLargeVersion is the answer to who has seen a later version than there is: a store that was restored from a backup
+// comes to it in time, or the client lists again without a version.
+func tooLargeVersion(want, have uint64) *statusError {
+	e := failure(http.StatusGatewayTimeout, v1.StatusReasonTimeout, fmt.Sprintf("Too large resource version: %d, current: %d", want, have))
+	e.status.Details = &v1.StatusDetails{RetryAfterSeconds: 1, Causes: []v1.StatusCause{
+		{Type: v1.CauseTypeResourceVersionTooLarge, Message: "Too large resource version"},
+	}}
+	return e
+}
+
 func expired(why string) *statusError {
 	return failure(http.StatusGone, v1.StatusReasonExpired, why+": list again and go on from the list's resourceVersion")
 }

@@ -3,8 +3,10 @@ package api
 import (
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -41,7 +43,7 @@ func (a *api) list(kind serving.Kind) handler {
 		if err != nil {
 			return nil, err
 		}
-		choose, err := selectionOf(r)
+		choose, err := selectionOf(r, kind)
 		if err != nil {
 			return nil, err
 		}
@@ -57,8 +59,8 @@ func (a *api) list(kind serving.Kind) handler {
 			return nil, err
 		}
 		q := r.URL.Query()
-		if want := q.Get("resourceVersion"); q.Get("resourceVersionMatch") == string(v1.ResourceVersionMatchExact) && want != version {
-			return nil, expired("the list at resourceVersion " + want + " is no longer kept")
+		if err := checkVersion(q.Get("resourceVersion"), q.Get("resourceVersionMatch"), q.Get("continue"), version); err != nil {
+			return nil, err
 		}
 		page, meta, err := pageOf(q.Get("limit"), q.Get("continue"), chosen, version)
 		if err != nil {
@@ -66,6 +68,39 @@ func (a *api) list(kind serving.Kind) handler {
 		}
 		return many(v, r, kind, page, meta), nil
 	}
+}
+
+// checkVersion says whether a list at the version that there is can be the answer to one that asks for a version.
+func checkVersion(want, match, next, have string) error {
+	switch v1.ResourceVersionMatch(match) {
+	case "":
+	case v1.ResourceVersionMatchExact, v1.ResourceVersionMatchNotOlderThan:
+		if next != "" {
+			return badRequest("resourceVersionMatch is forbidden when continue is provided")
+		}
+		if want == "" {
+			return badRequest("resourceVersionMatch is forbidden unless resourceVersion is provided")
+		}
+	default:
+		return badRequest("resourceVersionMatch is %q: use %s or %s", match, v1.ResourceVersionMatchExact, v1.ResourceVersionMatchNotOlderThan)
+	}
+	if want == "" || want == "0" {
+		return nil // whatever there is
+	}
+	n, err := strconv.ParseUint(want, 10, 64)
+	if err != nil {
+		return badRequest("resourceVersion is %q: use one that a list or an event gave", want)
+	}
+	newest, err := strconv.ParseUint(have, 10, 64)
+	switch {
+	case err != nil:
+		return fmt.Errorf("reading the store's version %q: %w", have, err)
+	case n > newest:
+		return tooLargeVersion(n, newest)
+	case match == string(v1.ResourceVersionMatchExact) && n != newest:
+		return expired("the list at resourceVersion " + want + " is no longer kept")
+	}
+	return nil
 }
 
 // choose reads the objects that a request's namespace and selectors select.
@@ -89,7 +124,7 @@ type selection struct {
 	fields fields.Selector
 }
 
-func selectionOf(r *http.Request) (s selection, err error) {
+func selectionOf(r *http.Request, kind serving.Kind) (s selection, err error) {
 	q := r.URL.Query()
 	if s.labels, err = labels.Parse(q.Get("labelSelector")); err != nil {
 		return s, badRequest("labelSelector is %q: %s", q.Get("labelSelector"), err)
@@ -97,17 +132,18 @@ func selectionOf(r *http.Request) (s selection, err error) {
 	if s.fields, err = fields.ParseSelector(q.Get("fieldSelector")); err != nil {
 		return s, badRequest("fieldSelector is %q: %s", q.Get("fieldSelector"), err)
 	}
-	for _, requirement := range s.fields.Requirements() {
-		if requirement.Field != "metadata.name" && requirement.Field != "metadata.namespace" {
-			return s, badRequest("field label not supported: %s; fieldSelector takes metadata.name and metadata.namespace", requirement.Field)
-		}
-	}
-	return s, nil
+	return s, checkFields(kind, s.fields)
 }
 
 func (s selection) matches(o serving.Object) bool {
-	return s.labels.Matches(labels.Set(o.GetLabels())) &&
-		s.fields.Matches(fields.Set{"metadata.name": o.GetName(), "metadata.namespace": o.GetNamespace()})
+	return s.labels.Matches(labels.Set(o.GetLabels())) && (s.fields.Empty() || s.fields.Matches(fieldsOf(o)))
+}
+
+// constant says whether an object that is selected, or is not, stays so whatever is written to it.
+func (s selection) constant() bool {
+	return s.labels.Empty() && !slices.ContainsFunc(s.fields.Requirements(), func(r fields.Requirement) bool {
+		return !slices.Contains(constantFields, r.Field)
+	})
 }
 
 // position is where the next page of a list begins: after this object, at the version of the first page.

@@ -49,6 +49,7 @@ func (a *api) routes() []route {
 		{"GET", "/apis/berth.run/v1/instances", token, a.instances, none},
 		{"GET", "/apis/berth.run/v1/namespaces/{namespace}/instances", token, a.instances, none},
 		{"GET", "/apis/berth.run/v1/namespaces/{namespace}/services/{name}/log", token, a.log, serving.KindService},
+		{"GET", "/api/v1/namespaces/{namespace}/pods/{name}/log", token, a.podLog, serving.KindPod},
 		{"", "/v2/", registry, handOver(a.Registry), none},
 		{"GET", "/metrics", token, handOver(a.Metrics), none},
 	}

@@ -36,7 +36,7 @@ type watcher struct {
 	request *http.Request
 	lines   *lines
 	// known says for the objects whose changes came by whether they were selected: a change of labels makes an
-	// object appear or go. It stays nil without a label selector; names and namespaces do not change.
+	// object appear or go. It stays nil when no change of an object makes a difference.
 	known map[string]bool
 	last  string // version of the newest event
 }
@@ -101,7 +101,7 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request, kind serving.Kind, v
 	defer events.Stop()
 
 	wr := &watcher{kind: kind, view: v, choose: s, request: r, lines: newLines(w), last: version}
-	if !s.labels.Empty() {
+	if !s.constant() {
 		wr.known = map[string]bool{}
 	}
 	if err := wr.lines.begin(); err != nil {
@@ -239,8 +239,10 @@ func newLines(w http.ResponseWriter) *lines {
 }
 
 // begin sends the header, so that the client knows that the stream is open.
-func (l *lines) begin() error {
-	l.writer.Header().Set("Content-Type", "application/json")
+func (l *lines) begin() error { return l.beginAs("application/json") }
+
+func (l *lines) beginAs(contentType string) error {
+	l.writer.Header().Set("Content-Type", contentType)
 	l.writer.Header().Set("Cache-Control", "no-cache, private")
 	l.writer.WriteHeader(http.StatusOK)
 	return l.flush()
@@ -252,9 +254,14 @@ func (l *lines) write(line any) error {
 	if err := json.NewEncoder(&b).Encode(line); err != nil {
 		return fmt.Errorf("encoding a line: %w", err)
 	}
+	return l.writeRaw(b.Bytes())
+}
+
+// writeRaw is write for what is a line, or a part of one, already.
+func (l *lines) writeRaw(data []byte) error {
 	// A reader that does not read must not hold the stream for ever. Not every writer has deadlines.
 	_ = l.controller.SetWriteDeadline(time.Now().Add(writeTimeout))
-	_, err := l.writer.Write(b.Bytes())
+	_, err := l.writer.Write(data)
 	return err
 }
 

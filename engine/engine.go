@@ -22,7 +22,7 @@ type Engine interface {
 	Prepare(ctx context.Context, spec Spec) (Instance, error)
 
 	// Logs calls emit for each line that query selects, oldest first, and with query.Follow goes on until ctx
-	// ends. Lines of instances that are gone are included for as long as the engine keeps them.
+	// ends, or until what was written before query.Done was closed has been emitted. Lines of instances that are gone are included for as long as the engine keeps them.
 	// An error from emit ends it and is returned.
 	Logs(ctx context.Context, query LogQuery, emit func(LogLine) error) error
 
@@ -256,6 +256,7 @@ type LogQuery struct {
 	Tail                                   int       // only the last n lines; 0 is all
 	Since                                  time.Time // only lines written since
 	Follow                                 bool
+	Done                                   <-chan struct{} // ends following when it is closed; nil is never
 }
 
 // LogLine is one line that user code wrote, without its newline. Lines are cut at a limit the engine documents.

@@ -39,11 +39,13 @@ func (l *logs) query(ctx context.Context, q engine.LogQuery, emit func(engine.Lo
 	if err := kept.each(emit); err != nil {
 		return err
 	}
-	for q.Follow {
+	for following := q.Follow; following; {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-wake:
+		case <-q.Done:
+			following = false
 		}
 		if err := l.readNew(ctx, q, readers, emit); err != nil {
 			return err
