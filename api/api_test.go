@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,21 +93,24 @@ func prepare(t testing.TB, options ...func(*api.Config)) *server {
 type logs map[string][]engine.LogLine
 
 func (l logs) Logs(ctx context.Context, q engine.LogQuery, emit func(engine.LogLine) error) error {
-	lines := l[q.Namespace+"/"+q.Service]
+	lines := slices.DeleteFunc(slices.Clone(l[q.Namespace+"/"+q.Service]), func(line engine.LogLine) bool {
+		return line.Time.Before(q.Since) || q.Container != "" && line.Container != q.Container ||
+			q.Instance != "" && line.Instance != q.Instance || q.Streams != nil && !slices.Contains(q.Streams, line.Stream)
+	})
 	if q.Tail > 0 && q.Tail < len(lines) {
 		lines = lines[len(lines)-q.Tail:]
 	}
 	for _, line := range lines {
-		if line.Time.Before(q.Since) {
-			continue
-		}
 		if err := emit(line); err != nil {
 			return err
 		}
 	}
 	if q.Follow {
-		<-ctx.Done()
-		return ctx.Err()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-q.Done:
+		}
 	}
 	return nil
 }

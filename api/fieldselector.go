@@ -9,9 +9,9 @@ import (
 	"github.com/berth-run/berth/serving"
 )
 
-// fieldsOf are the fields of an object that fieldSelector can name, as in Kubernetes: name and namespace of every kind,
+// selectableOf are the fields of an object that fieldSelector can name, as in Kubernetes: name and namespace of every kind,
 // and a few of some.
-func fieldsOf(o serving.Object) fields.Set {
+func selectableOf(o serving.Object) fields.Set {
 	set := fields.Set{"metadata.name": o.GetName(), "metadata.namespace": o.GetNamespace()}
 	switch o := o.(type) {
 	case *serving.Namespace:
@@ -49,7 +49,7 @@ var constantFields = []string{"metadata.name", "metadata.namespace"}
 
 // checkFields refuses a selector that names a field that the kind does not have.
 func checkFields(kind serving.Kind, selector fields.Selector) error {
-	known := fieldsOf(kind.New())
+	known := selectableOf(kind.New())
 	for _, requirement := range selector.Requirements() {
 		if !known.Has(requirement.Field) {
 			var names []string

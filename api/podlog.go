@@ -17,11 +17,10 @@ import (
 // podLogOptions are the parameters of a pod's log, as kubectl logs sends them.
 type podLogOptions struct {
 	query      engine.LogQuery
-	stream     string // "stdout" or "stderr"; "" is both
 	timestamps bool
 	limit      int       // bytes; -1 is all
-	tail       int       // lines; -1 is all
 	until      time.Time // zero is now
+	tail       int       // lines before until; -1 is all
 }
 
 // podLog writes the lines of a pod's container as plain text. Followed, it ends with the pod.
@@ -80,10 +79,10 @@ func (a *api) writePodLog(ctx context.Context, l *lines, o podLogOptions) error 
 		}
 		return nil
 	}
-	// The engine's own tail counts lines that are not shown here.
+	// The engine's own tail counts from the end.
 	var last []engine.LogLine
 	keep := write
-	if o.tail >= 0 && !o.query.Follow {
+	if o.tail >= 0 && !o.until.IsZero() {
 		keep = func(line engine.LogLine) error {
 			if last = append(last, line); len(last) > o.tail {
 				last = slices.Delete(last, 0, 1)
@@ -92,11 +91,8 @@ func (a *api) writePodLog(ctx context.Context, l *lines, o podLogOptions) error 
 		}
 	}
 	err := a.Engine.Logs(ctx, o.query, func(line engine.LogLine) error {
-		switch {
-		case !o.until.IsZero() && !line.Time.Before(o.until):
+		if !o.until.IsZero() && !line.Time.Before(o.until) {
 			return errEnough
-		case line.Stream == "system", o.stream != "" && o.stream != line.Stream:
-			return nil
 		}
 		return keep(line)
 	})
@@ -124,10 +120,11 @@ func (a *api) podLogOptionsOf(r *http.Request, pod *serving.Pod) (o podLogOption
 	if len(pod.Spec.Containers) > 1 {
 		o.query.Container = container
 	}
-	switch o.stream = strings.ToLower(q.Get("stream")); o.stream {
-	case "", "stdout", "stderr":
-	case "all":
-		o.stream = ""
+	switch stream := strings.ToLower(q.Get("stream")); stream {
+	case "", "all":
+		o.query.Streams = []string{"stdout", "stderr"} // not what the platform says
+	case "stdout", "stderr":
+		o.query.Streams = []string{stream}
 	default:
 		return o, badRequest("stream is %q: use All, Stdout or Stderr", q.Get("stream"))
 	}
@@ -157,11 +154,9 @@ func (a *api) podLogOptionsOf(r *http.Request, pod *serving.Pod) (o podLogOption
 		o.query.Follow = false // it has ended
 		return o, a.onlyPrevious(&o, pod, container)
 	}
-	if o.query.Follow && o.tail >= 0 {
-		o.query.Tail = o.tail
-		if o.tail == 0 && o.query.Since.IsZero() { // to an engine 0 is all
-			o.query.Since = time.Now()
-		}
+	o.query.Tail = max(o.tail, 0)
+	if o.tail == 0 { // to an engine 0 is all
+		o.query.Since = time.Now()
 	}
 	return o, nil
 }

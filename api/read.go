@@ -136,7 +136,7 @@ func selectionOf(r *http.Request, kind serving.Kind) (s selection, err error) {
 }
 
 func (s selection) matches(o serving.Object) bool {
-	return s.labels.Matches(labels.Set(o.GetLabels())) && (s.fields.Empty() || s.fields.Matches(fieldsOf(o)))
+	return s.labels.Matches(labels.Set(o.GetLabels())) && (s.fields.Empty() || s.fields.Matches(selectableOf(o)))
 }
 
 // constant says whether an object that is selected, or is not, stays so whatever is written to it.

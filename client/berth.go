@@ -34,6 +34,7 @@ type Instance struct {
 	// Unready says that it is in state ready and takes no requests for a while.
 	Unready    bool                     `json:"unready,omitempty"`
 	Containers []engine.ContainerStatus `json:"containers"`
+	Address    string                   `json:"address,omitempty"` // its IP address, where the engine gives it one
 }
 
 // Info describes the server for people: "runtime" → "crun 1.8.1" and so on.

@@ -253,6 +253,7 @@ type Stage struct {
 type LogQuery struct {
 	Namespace, Service, Revision, Instance string
 	Container                              string    // by name
+	Streams                                []string  // only lines of these
 	Tail                                   int       // only the last n lines; 0 is all
 	Since                                  time.Time // only lines written since
 	Follow                                 bool

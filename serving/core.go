@@ -28,6 +28,7 @@ type (
 	PodConditionType         = v1.PodConditionType
 	PodContainerStatus       = v1.ContainerStatus
 	PodIP                    = v1.PodIP
+	PodPhase                 = v1.PodPhase
 	PodStatus                = v1.PodStatus
 	ContainerState           = v1.ContainerState
 	ContainerStateWaiting    = v1.ContainerStateWaiting

@@ -571,6 +571,16 @@ func logsFollow(t *testing.T, s *Suite) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("Logs returned %v", err)
 	}
+	over := make(chan struct{})
+	close(over)
+	var text []string
+	err := s.Engine.Logs(t.Context(), engine.LogQuery{Instance: i.ID(), Follow: true, Done: over}, func(line engine.LogLine) error {
+		text = append(text, line.Text)
+		return nil
+	})
+	if err != nil || !slices.Contains(text, "goodbye") {
+		t.Errorf("following what is over gave %q and error %v", text, err)
+	}
 }
 
 func twentyInstancesStartAtOnce(t *testing.T, s *Suite) {

@@ -120,6 +120,14 @@ func (l *logs) readNew(ctx context.Context, q engine.LogQuery, readers map[logNa
 	return nil
 }
 
+// selects tells whether a query whose revision a line is of selects the line.
+func selects(q engine.LogQuery, line engine.LogLine) bool {
+	return (q.Instance == "" || q.Instance == line.Instance) &&
+		(q.Container == "" || q.Container == line.Container) &&
+		(q.Streams == nil || slices.Contains(q.Streams, line.Stream)) &&
+		!line.Time.Before(q.Since)
+}
+
 // logReader reads the files of one revision's log in order, and goes on when more was written.
 type logReader struct {
 	name   logName
@@ -141,7 +149,7 @@ func (r *logReader) advance(heads map[*logReader]engine.LogLine, q engine.LogQue
 		if err != nil {
 			return fmt.Errorf("reading the log of revision %q: %w", r.name.revision, err)
 		}
-		if (q.Instance == "" || q.Instance == line.Instance) && (q.Container == "" || q.Container == line.Container) && !line.Time.Before(q.Since) {
+		if selects(q, line) {
 			heads[r] = line
 			return nil
 		}
