@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -125,4 +126,29 @@ func TestDomain_NextNamespaceGetsAHostThatIsGivenUp(t *testing.T) {
 	if got := p.echoed(url); got.Revision != "second-00001" {
 		t.Errorf("got %+v", got)
 	}
+}
+
+func TestDomain_KubectlAppliesWaitsAndDeletes(t *testing.T) {
+	if _, err := exec.LookPath("kubectl"); err != nil {
+		t.Skip("kubectl is not installed: it is what this test runs")
+	}
+	p := start(t, nil)
+	p.deploy(service("hello", program(t, "hello")))
+	manifest := "apiVersion: serving.knative.dev/v1beta1\nkind: DomainMapping\nmetadata: {name: shop.example.com}\n" +
+		"spec: {ref: {name: hello, kind: Service, apiVersion: serving.knative.dev/v1}}\n"
+	contains(t, "kubectl apply", p.kubectl(manifest, "apply", "-f", "-"), []string{"domainmapping.serving.knative.dev/shop.example.com created"})
+	contains(t, "kubectl wait", p.kubectl("", "wait", "--for=condition=Ready", "dm/shop.example.com", "--timeout=60s"), []string{"condition met"})
+	contains(t, "kubectl get", p.kubectl("", "get", "dm"), []string{"NAME", "URL", "READY", "REASON", "shop.example.com", "http://shop.example.com:", "True"})
+	contains(t, "kubectl describe", p.kubectl("", "describe", "dm", "shop.example.com"), []string{"DomainClaimed", "ReferenceResolved", "TLSNotEnabled"})
+	contains(t, "kubectl get", p.kubectl("", "get", "cdc", "shop.example.com", "-o", "jsonpath={.spec.namespace}"), []string{"default"})
+	url := p.kubectl("", "get", "dm", "shop.example.com", "-o", "jsonpath={.status.url}")
+	if a := p.get(url); a.status != 200 {
+		t.Errorf("the mapped host answers %d %q", a.status, a.body)
+	}
+	contains(t, "kubectl delete", p.kubectl("", "delete", "dm", "shop.example.com", "--wait", "--timeout=30s"), []string{"deleted"})
+	p.await("the host to be nobody's", func() error {
+		a := p.get(url)
+		return errorUnless(a.status == 404, "it answers %d", a.status)
+	})
+	p.kubectl("", "wait", "--for=delete", "cdc/shop.example.com", "--timeout=30s")
 }
