@@ -12,6 +12,7 @@ import (
 
 	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/engine"
+	"github.com/berth-run/berth/identity"
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
 )
@@ -43,8 +44,9 @@ type Config struct {
 	// Version is Berth's own version, for /version and /apis/berth.run/v1/info.
 	Version string
 
-	Registry http.Handler // serves /v2/, or nil
-	Metrics  http.Handler // serves /metrics, or nil
+	Identity *identity.Issuer // issues service accounts' tokens, or nil
+	Registry http.Handler     // serves /v2/, or nil
+	Metrics  http.Handler     // serves /metrics, or nil
 	// Ready says why the platform does not take requests yet; nil means that it is always ready.
 	Ready func() error
 

@@ -128,6 +128,11 @@ func resources(gv schema.GroupVersion) v1.APIResourceList {
 			Name: k.Plural, SingularName: k.Singular, Namespaced: k.Namespaced, Kind: k.Name, Verbs: verbs,
 			ShortNames: k.ShortNames, Categories: k.Categories,
 		})
+		if k.String() == serving.KindServiceAccount.String() {
+			l.APIResources = append(l.APIResources, v1.APIResource{
+				Name: k.Plural + "/token", Namespaced: true, Group: "authentication.k8s.io", Version: "v1", Kind: "TokenRequest", Verbs: v1.Verbs{"create"},
+			})
+		}
 		if hasStatus(k) {
 			verbs := v1.Verbs{"get", "patch", "update"}
 			if k.ReadOnly {

@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/net"
 
+	"github.com/berth-run/berth/identity"
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
 )
@@ -40,6 +41,9 @@ func (a *api) routes() []route {
 		{"GET", "/healthz", public, a.healthz, none},
 		{"GET", "/livez", public, a.healthz, none},
 		{"GET", "/readyz", public, a.readyz, none},
+		{"GET", identity.ConfigurationPath, public, a.published("application/json", a.Identity.Configuration), none},
+		{"GET", identity.KeysPath, public, a.published("application/jwk-set+json", a.Identity.Keys), none},
+		{"POST", "/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token", token, a.tokens(), serving.KindServiceAccount},
 		{"GET", "/version", token, a.version, none},
 		{"GET", "/api", token, a.apiVersions, none},
 		{"GET", "/apis", token, a.apiGroups, none},

@@ -60,6 +60,8 @@ func columns(kind serving.Kind) []column {
 			c := o.(*serving.ConfigMap)
 			return strconv.Itoa(len(c.Data) + len(c.BinaryData))
 		}}, age}
+	case serving.KindServiceAccount.String():
+		return []column{{"Secrets", "string", func(o serving.Object) any { return strconv.Itoa(len(o.(*serving.ServiceAccount).Secrets)) }}, age}
 	case serving.KindPod.String():
 		return append(podColumns(), age)
 	case serving.KindEvent.String():

@@ -110,22 +110,21 @@ func TestInput_IsRefusedWithWhatIsWrong(t *testing.T) {
 	container := "{image: 127.0.0.1:1/none:none"
 	spec := func(rest string) string { return "spec: {template: {spec: {" + rest + "}}}" }
 	for file, says := range map[string][]string{
-		"metadata: {name: x\nspec: {":                                                                                                                {"invalid YAML", "line"},
-		"metadata: {name: x}\nspec: {tamplate: {}}":                                                                                                  {`unknown field "spec.tamplate"`},
-		"metadata: {name: x}\n" + spec("containers: "+container+"}"):                                                                                 {"containers"},
-		"metadata: {name: x}\n" + spec("timeoutSeconds: soon"):                                                                                       {"timeoutSeconds"},
-		"metadata: {name: Under_score}\n" + spec("containers: ["+container+"}]"):                                                                     {"Under_score", "metadata.name"},
-		"metadata: {name: " + strings.Repeat("long", 20) + "}\n" + spec("containers: ["+container+"}]"):                                              {"metadata.name", "63"},
-		"metadata: {name: x}\n" + spec("containers: ["+container+", resources: {limits: {memory: much}}}]"):                                          {"memory", "quantit"},
-		"metadata: {name: x}\n" + spec("containers: []"):                                                                                             {"missing field(s)", "spec.template.spec.containers"},
-		"metadata: {name: x}\n" + spec("containers: [{}]"):                                                                                           {"missing field(s)", "image"},
-		"metadata: {name: x}\n" + spec("timeoutSeconds: 4000, containers: ["+container+"}]"):                                                         {"4000", "3600", "timeoutSeconds"},
-		"metadata: {name: x}\n" + spec("containers: ["+container+", ports: [{containerPort: 8080}]}, {name: side, image: other}]"):                   {"one container per instance", "containers[1]"},
-		"metadata: {name: x}\n" + spec("containers: ["+container+", volumeMounts: [{name: v, mountPath: /v}]}], volumes: [{name: v, emptyDir: {}}]"): {"does not mount volumes yet", "volumes"},
-		"metadata: {name: x}\n" + spec("containers: ["+container+", readinessProbe: {exec: {command: [true]}}}]"):                                    {"exec"},
-		"metadata: {name: x}\n" + spec("containers: ["+container+", readinessProbe: {exec: {command: ['true']}}}]"):                                  {"does not run exec probes", "readinessProbe.exec", "httpGet or tcpSocket"},
-		"metadata: {name: x}\nspec: {template: {spec: {containers: [" + container + "}]}}, traffic: [{latestRevision: true, percent: 99}]}":          {"99", "100", "spec.traffic"},
-		"metadata: {name: x}\n" + spec("containers: ["+container+", env: [{name: PORT, value: '1'}]}]"):                                              {"PORT", "env[0].name"},
+		"metadata: {name: x\nspec: {":                                                                                                       {"invalid YAML", "line"},
+		"metadata: {name: x}\nspec: {tamplate: {}}":                                                                                         {`unknown field "spec.tamplate"`},
+		"metadata: {name: x}\n" + spec("containers: "+container+"}"):                                                                        {"containers"},
+		"metadata: {name: x}\n" + spec("timeoutSeconds: soon"):                                                                              {"timeoutSeconds"},
+		"metadata: {name: Under_score}\n" + spec("containers: ["+container+"}]"):                                                            {"Under_score", "metadata.name"},
+		"metadata: {name: " + strings.Repeat("long", 20) + "}\n" + spec("containers: ["+container+"}]"):                                     {"metadata.name", "63"},
+		"metadata: {name: x}\n" + spec("containers: ["+container+", resources: {limits: {memory: much}}}]"):                                 {"memory", "quantit"},
+		"metadata: {name: x}\n" + spec("containers: []"):                                                                                    {"missing field(s)", "spec.template.spec.containers"},
+		"metadata: {name: x}\n" + spec("containers: [{}]"):                                                                                  {"missing field(s)", "image"},
+		"metadata: {name: x}\n" + spec("timeoutSeconds: 4000, containers: ["+container+"}]"):                                                {"4000", "3600", "timeoutSeconds"},
+		"metadata: {name: x}\n" + spec("containers: ["+container+", ports: [{containerPort: 8080}]}, {name: side, image: other}]"):          {"one container per instance", "containers[1]"},
+		"metadata: {name: x}\n" + spec("containers: ["+container+", readinessProbe: {exec: {command: [true]}}}]"):                           {"exec"},
+		"metadata: {name: x}\n" + spec("containers: ["+container+", readinessProbe: {exec: {command: ['true']}}}]"):                         {"does not run exec probes", "readinessProbe.exec", "httpGet or tcpSocket"},
+		"metadata: {name: x}\nspec: {template: {spec: {containers: [" + container + "}]}}, traffic: [{latestRevision: true, percent: 99}]}": {"99", "100", "spec.traffic"},
+		"metadata: {name: x}\n" + spec("containers: ["+container+", env: [{name: PORT, value: '1'}]}]"):                                     {"PORT", "env[0].name"},
 	} {
 		path := filepath.Join(t.TempDir(), "service.yaml")
 		if err := os.WriteFile(path, []byte("apiVersion: serving.knative.dev/v1\nkind: Service\n"+file), 0o600); err != nil {

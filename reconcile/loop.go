@@ -29,7 +29,7 @@ func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 
 	// Routes first: revisions that no route leads to are told apart by what routes send to.
 	kinds := []serving.Kind{
-		serving.KindRoute, serving.KindRevision, serving.KindConfiguration, serving.KindService,
+		serving.KindNamespace, serving.KindServiceAccount, serving.KindRoute, serving.KindRevision, serving.KindConfiguration, serving.KindService,
 		serving.KindDomainMapping, serving.KindClusterDomainClaim, serving.KindPod, serving.KindCoreService,
 	}
 	versions := make([]string, len(kinds))
@@ -179,11 +179,16 @@ func enter[K comparable](index map[K]map[string]struct{}, event store.EventType,
 }
 
 // keyOf is what to look at when an object changed: the object, but for domain mappings and claims, which are looked
-// at together with all others of their host, and pods, with all others of their revision.
+// at together with all others of their host, pods, with all others of their revision, and namespaces and service
+// accounts, of which the namespace's own account is looked at.
 func keyOf(kind serving.Kind, o serving.Object) key {
 	switch kind.String() {
 	case serving.KindDomainMapping.String(), serving.KindClusterDomainClaim.String():
 		return domainKey(o.GetName())
+	case serving.KindNamespace.String():
+		return accountKey(o.GetName())
+	case serving.KindServiceAccount.String():
+		return accountKey(o.GetNamespace())
 	case serving.KindPod.String():
 		return podsKey(autoscaler.Key{Namespace: o.GetNamespace(), Revision: o.GetLabels()[serving.LabelRevision]})
 	}

@@ -137,30 +137,33 @@ func (r *Reconciler) removePod(ctx context.Context, id autoscaler.Key, name stri
 	return nil
 }
 
-// podName names the pod of an instance as Knative's pods are named, with the instance's own suffix.
+// podName names the pod of an instance.
 func podName(instance autoscaler.InstanceStatus) string {
-	return kmeta.ChildName(instance.Revision, "-deployment") + strings.TrimPrefix(instance.ID, instance.Revision)
+	return podNameOf(instance.Revision, instance.ID)
 }
 
-// podOf is a new pod for an instance of a revision.
-func podOf(revision *serving.Revision, instance autoscaler.InstanceStatus, node string) *serving.Pod {
+// podLabels are the labels of a revision's pods: the revision's own, which the user's are among, and those that name it.
+func podLabels(revision *serving.Revision) map[string]string {
 	labels := map[string]string{
 		"app":                    revision.Name,
 		serving.LabelRevision:    revision.Name,
 		serving.LabelRevisionUID: string(revision.UID),
 	}
-	for _, l := range []string{
-		serving.LabelService, serving.LabelServiceUID, serving.LabelConfiguration, serving.LabelConfigurationUID, serving.LabelConfigurationGeneration,
-	} {
-		if v := revision.Labels[l]; v != "" {
-			labels[l] = v
+	for name, value := range revision.Labels {
+		if name != serving.LabelRoutingState && labels[name] == "" {
+			labels[name] = value
 		}
 	}
+	return labels
+}
+
+// podOf is a new pod for an instance of a revision.
+func podOf(revision *serving.Revision, instance autoscaler.InstanceStatus, node string) *serving.Pod {
 	owner := *kmeta.NewControllerRef(revision)
 	owner.BlockOwnerDeletion = nil // an instance that drains does not keep its revision
 	pod := &serving.Pod{
 		ObjectMeta: serving.ObjectMeta{
-			Namespace: revision.Namespace, Name: podName(instance), Labels: labels,
+			Namespace: revision.Namespace, Name: podName(instance), Labels: podLabels(revision),
 			Annotations:     map[string]string{serving.AnnotationInstance: instance.ID},
 			OwnerReferences: []serving.OwnerReference{owner},
 			Finalizers:      []string{podFinalizer},

@@ -14,6 +14,7 @@ import (
 	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/gateway"
+	"github.com/berth-run/berth/identity"
 	"github.com/berth-run/berth/image"
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
@@ -26,6 +27,7 @@ type Config struct {
 	Engine     engine.Engine
 	Autoscaler *autoscaler.Autoscaler
 	Gateway    *gateway.Gateway
+	Identity   *identity.Issuer // of service accounts' tokens
 	Scaling    autoscaler.Settings
 	Logger     *slog.Logger
 
@@ -128,6 +130,8 @@ func (r *Reconciler) reconcile(ctx context.Context, k key) error {
 		return r.reconcileDomain(ctx, k)
 	case serving.KindCoreService.String():
 		return r.reconcileCoreService(ctx, k)
+	case serving.KindServiceAccount.String():
+		return r.reconcileAccount(ctx, k.namespace)
 	case serving.KindPod.String():
 		return r.reconcilePods(ctx, autoscaler.Key{Namespace: k.namespace, Revision: k.name})
 	}

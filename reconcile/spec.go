@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/gateway"
 	"github.com/berth-run/berth/serving"
+	"github.com/berth-run/berth/store"
 )
 
 // gatewayRevision is what the gateway needs to know of a revision.
@@ -97,9 +99,16 @@ func (r *Reconciler) spec(ctx context.Context, revision *serving.Revision) (engi
 	if err != nil {
 		return engine.Spec{}, err
 	}
+	if _, err := r.account(ctx, revision.Namespace, revision.Spec.ServiceAccountName); err != nil {
+		return engine.Spec{}, err
+	}
+	volumes, err := r.volumes(ctx, revision)
+	if err != nil {
+		return engine.Spec{}, err
+	}
 	container := engine.Container{
 		Name: user.Name, Image: revision.Status.ContainerStatuses[0].ImageDigest, Credentials: credentials,
-		Command: user.Command, Args: user.Args, Env: env, WorkingDir: user.WorkingDir,
+		Command: user.Command, Args: user.Args, Env: env, WorkingDir: user.WorkingDir, Mounts: mounts(user),
 		Port: serving.DefaultUserPort, HTTP2: isHTTP2(revision),
 		CPU:        user.Resources.Limits.Cpu().MilliValue(),
 		CPURequest: user.Resources.Requests.Cpu().MilliValue(),
@@ -118,7 +127,7 @@ func (r *Reconciler) spec(ctx context.Context, revision *serving.Revision) (engi
 	return engine.Spec{
 		Namespace: revision.Namespace, Service: revision.Labels[serving.LabelService],
 		Configuration: revision.Labels[serving.LabelConfiguration], Revision: revision.Name,
-		Container: container, StartupTimeout: r.StartupTimeout,
+		Container: container, Volumes: volumes, StartupTimeout: r.StartupTimeout,
 	}, nil
 }
 
@@ -217,7 +226,7 @@ func (r *Reconciler) env(ctx context.Context, namespace string, user serving.Con
 func (r *Reconciler) data(ctx context.Context, kind serving.Kind, namespace, name string, optional *bool) (map[string]string, error) {
 	o, err := r.Store.Get(ctx, kind, namespace, name)
 	if err != nil {
-		if optional != nil && *optional {
+		if optional != nil && *optional && errors.Is(err, store.ErrNotFound) {
 			return nil, nil
 		}
 		return nil, fmt.Errorf("%s %q in namespace %q: %w", kind.Singular, name, namespace, err)
@@ -239,18 +248,19 @@ func (r *Reconciler) data(ctx context.Context, kind serving.Kind, namespace, nam
 	return data, nil
 }
 
-// credentials finds what the revision's image is pulled with: its imagePullSecrets, for the image's registry.
+// credentials finds what the revision's image is pulled with: its pull secrets, for the image's registry.
 func (r *Reconciler) credentials(ctx context.Context, revision *serving.Revision) (engine.Credentials, error) {
 	credentials := engine.Credentials{Insecure: revision.Annotations[serving.AnnotationInsecureRegistry] == "true"}
-	if len(revision.Spec.ImagePullSecrets) == 0 {
-		return credentials, nil
+	secrets, err := r.pullSecrets(ctx, revision)
+	if err != nil || len(secrets) == 0 {
+		return credentials, err
 	}
 	ref, err := name.ParseReference(revision.Spec.Containers[0].Image)
 	if err != nil {
 		return credentials, fmt.Errorf("parsing image %q: %w", revision.Spec.Containers[0].Image, err)
 	}
 	registry := ref.Context().RegistryStr()
-	for _, secret := range revision.Spec.ImagePullSecrets {
+	for _, secret := range secrets {
 		data, err := r.data(ctx, serving.KindSecret, revision.Namespace, secret.Name, nil)
 		if err != nil {
 			return credentials, fmt.Errorf("reading image pull secret: %w", err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -28,6 +29,8 @@ type Config struct {
 	APIAddress     string `flag:"api-address" help:"address the API listens on (port 0 takes a free one)"`
 	GatewayAddress string `flag:"gateway-address" help:"address that requests to services arrive at (port 0 takes a free one)"`
 	Domain         string `flag:"domain" help:"domain of service URLs: http://NAME.NAMESPACE.DOMAIN"`
+
+	Issuer string `flag:"issuer" help:"URL that service accounts' tokens name as their issuer; whoever checks them finds the keys below it (default: the API's own)"`
 
 	InstanceNetwork    netip.Prefix  `flag:"instance-network" help:"IPv4 network to give instances their addresses from; a part of it that no interface uses is taken"`
 	DNS                []string      `flag:"dns" help:"DNS servers that instances' questions are forwarded to, as ADDRESS or ADDRESS:PORT (default: those of /etc/resolv.conf)"`
@@ -98,6 +101,9 @@ func (c Config) check() error {
 	}
 	if problems := validation.IsDNS1123Subdomain(c.Domain); len(problems) > 0 {
 		wrong("domain", strconv.Quote(c.Domain), "it must be a DNS name without scheme and port, such as example.com")
+	}
+	if u, err := url.Parse(c.Issuer); c.Issuer != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery+u.Fragment != "" || strings.HasSuffix(u.Path, "/")) {
+		wrong("issuer", strconv.Quote(c.Issuer), "it must be a URL such as https://berth.example.com, without a slash at its end")
 	}
 	if c.StateDir == "" {
 		wrong("state-dir", `""`, "name a directory")

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -23,6 +24,7 @@ import (
 	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/engine/node"
 	"github.com/berth-run/berth/gateway"
+	"github.com/berth-run/berth/identity"
 	"github.com/berth-run/berth/image"
 	"github.com/berth-run/berth/reconcile"
 	"github.com/berth-run/berth/serving"
@@ -115,13 +117,18 @@ func open(config Config) (_ *server, err error) {
 		return nil, err
 	}
 	s.addresses.Runtime = s.engine.Info()["runtime"]
+	address := "https://" + reachable(s.addresses.API)
+	issuer, err := identity.Open(s.path("identity.pem"), cmp.Or(config.Issuer, address))
+	if err != nil {
+		return nil, err
+	}
 	s.gateway = gateway.New(gateway.Config{
 		AccessLog: accessLog(config), Logger: s.logger, Registerer: metrics, ShutdownTimeout: config.ShutdownTimeout,
 		TrustForwarded: trusted,
 	})
 	s.autoscaler = autoscaler.New(s.engine, config.Scaling, s.logger, metrics)
 	s.reconciler = reconcile.New(reconcile.Config{
-		Store: s.store, Images: s.images, Engine: s.engine, Autoscaler: s.autoscaler, Gateway: s.gateway,
+		Store: s.store, Images: s.images, Engine: s.engine, Autoscaler: s.autoscaler, Gateway: s.gateway, Identity: issuer,
 		Scaling: config.Scaling, Logger: s.logger,
 		URL: s.url, Domain: config.Domain,
 		PullTimeout: config.PullTimeout, StartupTimeout: config.StartupTimeout, MaxQueue: config.MaxQueue,
@@ -129,7 +136,7 @@ func open(config Config) (_ *server, err error) {
 	})
 	s.autoscaler.OnChange, s.autoscaler.OnInstances = s.reconciler.Changed, s.reconciler.InstancesChanged
 	handler := api.New(api.Config{
-		Store: s.store, Admission: admission, Token: token, Engine: s.engine, Instances: s.autoscaler.Instances,
+		Store: s.store, Admission: admission, Token: token, Engine: s.engine, Instances: s.autoscaler.Instances, Identity: issuer,
 		Registry: s.images.Registry(), Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
 		Ready: s.readiness, Version: Version(), Logger: s.logger,
 	})
@@ -148,7 +155,7 @@ func open(config Config) (_ *server, err error) {
 			return nil, err
 		}
 	}
-	if err := writeKubeconfig(s.addresses.Kubeconfig, "https://"+reachable(s.addresses.API), authority, token); err != nil {
+	if err := writeKubeconfig(s.addresses.Kubeconfig, address, authority, token); err != nil {
 		return nil, err
 	}
 	return s, nil

@@ -117,8 +117,6 @@ func TestAdmit_RefusesWhatBerthCannotRun(t *testing.T) {
 		"resources: {limits: {memory: '0'}}":                                     "spec.template.spec.containers[0].resources.limits[memory]",
 		"resources: {limits: {memory: 4Mi}}":                                     "spec.template.spec.containers[0].resources.limits[memory]",
 		"resources: {limits: {nvidia.com/gpu: 1}}":                               "spec.template.spec.containers[0].resources.limits[nvidia.com/gpu]",
-		"}], volumes: [{name: a, emptyDir: {}}], initContainers: [{image: x":     "spec.template.spec.volumes",
-		"volumeMounts: [{name: a, mountPath: /a}]":                               "spec.template.spec.containers[0].volumeMounts",
 		"ports: [{containerPort: 80}]}, {image: registry.example/sidecar":        "spec.template.spec.containers[1]",
 		"ports: [{containerPort: 80}]}], initContainers: [{image: x, name: init": "spec.template.spec.initContainers",
 	} {

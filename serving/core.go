@@ -23,6 +23,18 @@ type (
 	LocalObjectReference = v1.LocalObjectReference
 	SecurityContext      = v1.SecurityContext
 
+	ServiceAccount                = v1.ServiceAccount
+	Volume                        = v1.Volume
+	VolumeMount                   = v1.VolumeMount
+	VolumeProjection              = v1.VolumeProjection
+	KeyToPath                     = v1.KeyToPath
+	DownwardAPIVolumeFile         = v1.DownwardAPIVolumeFile
+	ServiceAccountTokenProjection = v1.ServiceAccountTokenProjection
+	ConfigMapProjection           = v1.ConfigMapProjection
+	SecretProjection              = v1.SecretProjection
+	ResourceFieldSelector         = v1.ResourceFieldSelector
+	ResourceName                  = v1.ResourceName
+
 	Pod                      = v1.Pod
 	PodCondition             = v1.PodCondition
 	PodConditionType         = v1.PodConditionType

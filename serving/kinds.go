@@ -83,6 +83,11 @@ var (
 		ShortNames: []string{"cm"}, Namespaced: true,
 		New: func() Object { return new(ConfigMap) },
 	}
+	KindServiceAccount = Kind{
+		Version: "v1", Name: "ServiceAccount", Plural: "serviceaccounts", Singular: "serviceaccount",
+		ShortNames: []string{"sa"}, Namespaced: true,
+		New: func() Object { return new(ServiceAccount) },
+	}
 )
 
 // Kinds that tell how things are, made by the platform for clients to read.
@@ -107,7 +112,7 @@ var (
 
 // Kinds lists every kind, owners before the kinds they own.
 var Kinds = []Kind{
-	KindNamespace, KindSecret, KindConfigMap,
+	KindNamespace, KindSecret, KindConfigMap, KindServiceAccount,
 	KindService, KindConfiguration, KindRoute, KindRevision,
 	KindDomainMapping, KindClusterDomainClaim,
 	KindCoreService, KindPod, KindEvent,

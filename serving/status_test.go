@@ -24,7 +24,7 @@ func TestCopyStatus_CopiesTheStatusOnly(t *testing.T) {
 func TestCopyStatus_KnowsTheKindsThatHaveOne(t *testing.T) {
 	without := map[string]bool{
 		serving.KindSecret.Name: true, serving.KindConfigMap.Name: true, serving.KindEvent.Name: true,
-		serving.KindClusterDomainClaim.Name: true,
+		serving.KindClusterDomainClaim.Name: true, serving.KindServiceAccount.Name: true,
 	}
 	for _, kind := range serving.Kinds {
 		if has := serving.CopyStatus(kind.New(), kind.New()); has == without[kind.Name] {

@@ -22,8 +22,6 @@ const (
 const leastMemory = 8 << 20
 
 // unsupported refuses what Knative or Cloud Run allow and Berth cannot do.
-//
-// serviceAccountName is accepted with any valid name: there are no service accounts yet, it changes nothing.
 func unsupported(o Object) (refused *apis.FieldError) {
 	switch o := o.(type) {
 	case *Service:
@@ -57,8 +55,8 @@ func unsupportedPod(pod PodSpec) (refused *apis.FieldError) {
 	if len(pod.Containers) > 1 {
 		refused = refused.Also(refusal("Berth runs one container per instance; remove the others", "containers[1]"))
 	}
-	if len(pod.Volumes) > 0 {
-		refused = refused.Also(refusal("Berth does not mount volumes yet; pass values with env or envFrom", "volumes"))
+	for i, v := range pod.Volumes {
+		refused = refused.Also(unsupportedVolume(v).ViaFieldIndex("volumes", i))
 	}
 	for i, c := range pod.Containers {
 		refused = refused.Also(unsupportedContainer(c).ViaFieldIndex("containers", i))
@@ -67,8 +65,8 @@ func unsupportedPod(pod PodSpec) (refused *apis.FieldError) {
 }
 
 func unsupportedContainer(c Container) (refused *apis.FieldError) {
-	if len(c.VolumeMounts) > 0 {
-		refused = refused.Also(refusal("Berth does not mount volumes yet; pass values with env or envFrom", "volumeMounts"))
+	for i, m := range c.VolumeMounts {
+		refused = refused.Also(unsupportedMount(m).ViaFieldIndex("volumeMounts", i))
 	}
 	for name, probe := range map[string]*Probe{
 		"livenessProbe": c.LivenessProbe, "readinessProbe": c.ReadinessProbe, "startupProbe": c.StartupProbe,
