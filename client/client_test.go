@@ -190,13 +190,12 @@ func TestClient_PassesTheServersWarningsOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &serving.Service{ObjectMeta: serving.ObjectMeta{Name: "hello"}}
-	s.Spec.Template.Spec.Containers = []serving.Container{{
-		Image: "registry.example/hello", LivenessProbe: &serving.Probe{ProbeHandler: serving.ProbeHandler{TCPSocket: &serving.TCPSocketAction{}}},
-	}}
+	s.Spec.Template.Spec.Containers = []serving.Container{{Image: "registry.example/hello"}}
+	s.Spec.Template.Annotations = map[string]string{serving.AnnotationProgressDeadline: "60s"}
 	if _, err := c.Services("default").Create(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"spec.template.spec.containers[0].livenessProbe has no effect in this release of Berth"}
+	want := []string{"spec.template.metadata.annotations[serving.knative.dev/progress-deadline] has no effect in this release of Berth"}
 	if diff := cmp.Diff(want, warnings); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -122,7 +122,7 @@ func TestInput_IsRefusedWithWhatIsWrong(t *testing.T) {
 		"metadata: {name: x}\n" + spec("timeoutSeconds: 4000, containers: ["+container+"}]"):                                                {"4000", "3600", "timeoutSeconds"},
 		"metadata: {name: x}\n" + spec("containers: ["+container+", ports: [{containerPort: 8080}]}, {name: side, image: other}]"):          {"one container per instance", "containers[1]"},
 		"metadata: {name: x}\n" + spec("containers: ["+container+", readinessProbe: {exec: {command: [true]}}}]"):                           {"exec"},
-		"metadata: {name: x}\n" + spec("containers: ["+container+", readinessProbe: {exec: {command: ['true']}}}]"):                         {"does not run exec probes", "readinessProbe.exec", "httpGet or tcpSocket"},
+		"metadata: {name: x}\n" + spec("containers: ["+container+", livenessProbe: {tcpSocket: {port: 70000}}}]"):                           {"70000", "65535", "livenessProbe.tcpSocket.port"},
 		"metadata: {name: x}\nspec: {template: {spec: {containers: [" + container + "}]}}, traffic: [{latestRevision: true, percent: 99}]}": {"99", "100", "spec.traffic"},
 		"metadata: {name: x}\n" + spec("containers: ["+container+", env: [{name: PORT, value: '1'}]}]"):                                     {"PORT", "env[0].name"},
 	} {

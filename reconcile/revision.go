@@ -110,7 +110,7 @@ func (r *Reconciler) reachable(revision *serving.Revision) bool {
 // markInstances says how a revision's instances are. before is why it had failed in an earlier life of the server:
 // it stays so until an instance proves otherwise.
 func markInstances(s *serving.RevisionStatus, name string, declared autoscaler.Revision, status autoscaler.Status, before *apis.Condition) {
-	ready, desired := int32(status.Ready), int32(status.Desired)
+	ready, desired := int32(status.Ready-status.Unready), int32(status.Desired)
 	s.ActualReplicas, s.DesiredReplicas = &ready, &desired
 	switch {
 	case declared.Scale.Initial == 0 && declared.Prove && !status.Proven && before != nil:
@@ -131,8 +131,11 @@ func markInstances(s *serving.RevisionStatus, name string, declared autoscaler.R
 		s.MarkContainerHealthyUnknown(serving.ReasonDeploying, "")
 	}
 	switch {
-	case status.Ready > 0:
+	case status.Ready > status.Unready:
 		s.MarkActiveTrue()
+	case status.Ready > 0:
+		// As in Knative, a revision that has been ready stays so: it is told here, and requests wait.
+		s.MarkActiveUnknown("Unready", "Every instance is unready: its readiness probe fails, or its container is being started again. Requests wait.")
 	case status.Failure != nil && s.GetCondition(serving.RevisionReady).IsTrue():
 		// It was proven once, and requests come, but no instance starts any more.
 		reason, message := explain(name, declared.Spec.Container.Port, status.Failure)

@@ -123,54 +123,12 @@ func (r *Reconciler) spec(ctx context.Context, revision *serving.Revision) (engi
 	if c := user.SecurityContext; c != nil {
 		container.User = c.RunAsUser
 	}
-	container.StartupProbe = startupProbe(user, container.Port)
+	setProbes(&container, user)
 	return engine.Spec{
 		Namespace: revision.Namespace, Service: revision.Labels[serving.LabelService],
 		Configuration: revision.Labels[serving.LabelConfiguration], Revision: revision.Name,
 		Container: container, Volumes: volumes, StartupTimeout: r.StartupTimeout,
 	}, nil
-}
-
-// startupProbe is the check that an instance passes before its first request: the startup probe, else the
-// readiness probe (Knative's deployment probe), else nil for the engine's TCP probe.
-func startupProbe(user serving.Container, port int) *engine.Probe {
-	probe := user.StartupProbe
-	if probe == nil {
-		probe = user.ReadinessProbe
-	}
-	if probe == nil {
-		return nil
-	}
-	p := &engine.Probe{
-		InitialDelay:     time.Duration(probe.InitialDelaySeconds) * time.Second,
-		Period:           time.Duration(probe.PeriodSeconds) * time.Second,
-		Timeout:          time.Duration(probe.TimeoutSeconds) * time.Second,
-		FailureThreshold: int(probe.FailureThreshold),
-		SuccessThreshold: int(probe.SuccessThreshold),
-	}
-	if user.StartupProbe == nil {
-		// A readiness probe does not limit the start: it is tried until the startup timeout.
-		p.FailureThreshold = 0
-	}
-	number := func(declared int) int {
-		if declared == 0 {
-			return port
-		}
-		return declared
-	}
-	switch {
-	case probe.HTTPGet != nil:
-		h := probe.HTTPGet
-		p.HTTP = &engine.HTTPProbe{Port: number(h.Port.IntValue()), Path: h.Path, Host: h.Host}
-		for _, header := range h.HTTPHeaders {
-			p.HTTP.Header = append(p.HTTP.Header, [2]string{header.Name, header.Value})
-		}
-	case probe.TCPSocket != nil:
-		p.TCP = &engine.TCPProbe{Port: number(probe.TCPSocket.Port.IntValue())}
-	default:
-		p.TCP = &engine.TCPProbe{Port: port}
-	}
-	return p
 }
 
 // env resolves a container's environment: envFrom first, then env, where a later name replaces an earlier one.

@@ -170,7 +170,9 @@ func (s Settings) config() (*config.Config, error) {
 	if memory := d.RevisionMemoryLimit; memory != nil && memory.Value() < leastMemory {
 		return nil, fmt.Errorf("revision-memory-limit is %s: give %dMi or more", memory, leastMemory>>20)
 	}
-	f, err := config.NewFeaturesConfigFromMap(nil)
+	f, err := config.NewFeaturesConfigFromMap(map[string]string{
+		"multi-container-probing": string(config.Enabled), // sidecars may have probes, as on Cloud Run
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -108,10 +108,6 @@ func TestAdmit_NamesAnInvalidServiceAccountAsTheConformanceSuiteExpects(t *testi
 
 func TestAdmit_RefusesWhatBerthCannotRun(t *testing.T) {
 	for container, path := range map[string]string{
-		"livenessProbe: {exec: {command: [x]}}":                                  "spec.template.spec.containers[0].livenessProbe.exec",
-		"readinessProbe: {grpc: {port: 8080}}":                                   "spec.template.spec.containers[0].readinessProbe.grpc",
-		"startupProbe: {exec: {command: [x]}}":                                   "spec.template.spec.containers[0].startupProbe.exec",
-		"readinessProbe: {httpGet: {scheme: HTTPS}}":                             "spec.template.spec.containers[0].readinessProbe.httpGet.scheme",
 		"resources: {limits: {cpu: '0'}}":                                        "spec.template.spec.containers[0].resources.limits[cpu]",
 		"resources: {limits: {cpu: '-1'}}":                                       "spec.template.spec.containers[0].resources.limits[cpu]",
 		"resources: {limits: {memory: '0'}}":                                     "spec.template.spec.containers[0].resources.limits[memory]",
@@ -177,14 +173,58 @@ func TestAdmit_TakesThePortsThatKnativeReservesForItsProxy(t *testing.T) {
 	}
 }
 
+func TestAdmit_TakesEveryProbeThatKubernetesHas(t *testing.T) {
+	for _, container := range []string{
+		"livenessProbe: {exec: {command: [x]}, terminationGracePeriodSeconds: 1, initialDelaySeconds: 3600, periodSeconds: 1}",
+		"readinessProbe: {grpc: {port: 8080, service: s}, periodSeconds: 2, failureThreshold: 5, successThreshold: 2}",
+		"startupProbe: {exec: {command: [x, --all]}}, livenessProbe: {tcpSocket: {port: 65535}}",
+		"readinessProbe: {httpGet: {scheme: HTTPS, port: http, path: '/a?b=c', httpHeaders: [{name: X-Y, value: z}]}}, ports: [{containerPort: 80}]",
+		"ports: [{containerPort: 80}]}, {image: registry.example/sidecar, readinessProbe: {tcpSocket: {port: 81}}, livenessProbe: {exec: {command: [x]}}",
+	} {
+		_, err := admission(t).Admit(t.Context(), serving.Change{New: service(t, container)})
+		if err != nil && !strings.Contains(err.Error(), "one container per instance") {
+			t.Errorf("%s: %v", container, err)
+		}
+	}
+}
+
+func TestAdmit_RefusesProbesThatKubernetesWould(t *testing.T) {
+	for container, path := range map[string]string{
+		"livenessProbe: {exec: {command: []}}":                                                            "livenessProbe.exec.command",
+		"livenessProbe: {tcpSocket: {}, initialDelaySeconds: -1}":                                         "livenessProbe.initialDelaySeconds",
+		"livenessProbe: {tcpSocket: {}, successThreshold: 2}":                                             "livenessProbe.successThreshold",
+		"livenessProbe: {tcpSocket: {}, terminationGracePeriodSeconds: 0}":                                "livenessProbe.terminationGracePeriodSeconds",
+		"livenessProbe: {tcpSocket: {}, terminationGracePeriodSeconds: 3601}":                             "livenessProbe.terminationGracePeriodSeconds",
+		"readinessProbe: {tcpSocket: {}, terminationGracePeriodSeconds: 1}":                               "readinessProbe.terminationGracePeriodSeconds",
+		"startupProbe: {tcpSocket: {port: 65536}}":                                                        "startupProbe.tcpSocket.port",
+		"startupProbe: {httpGet: {port: -1}}":                                                             "startupProbe.httpGet.port",
+		"startupProbe: {httpGet: {port: '70000'}}":                                                        "startupProbe.httpGet.port",
+		"readinessProbe: {grpc: {port: 70000}}":                                                           "readinessProbe.grpc.port",
+		"readinessProbe: {httpGet: {scheme: FTP}}":                                                        "readinessProbe.httpGet.scheme",
+		"readinessProbe: {httpGet: {path: '/%zz'}}":                                                       "readinessProbe.httpGet.path",
+		"readinessProbe: {httpGet: {httpHeaders: [{name: 'a b', value: c}]}}":                             "readinessProbe.httpGet.httpHeaders[0].name",
+		"ports: [{containerPort: 80}]}, {image: registry.example/b, startupProbe: {grpc: {}}":             "startupProbe.grpc.port",
+		"ports: [{containerPort: 80}]}, {image: registry.example/b, startupProbe: {tcpSocket: {port: a}}": "startupProbe.tcpSocket.port",
+	} {
+		n := strings.Count(container, "image:")
+		status := refusal(t, serving.Change{New: service(t, container)})
+		found := false
+		for _, cause := range status.Details.Causes {
+			found = found || cause.Field == fmt.Sprintf("spec.template.spec.containers[%d].%s", n, path)
+		}
+		if !found {
+			t.Errorf("%s: got causes %+v, want one for %s", container, status.Details.Causes, path)
+		}
+	}
+}
+
 func TestAdmit_WarnsOfSettingsWithoutEffect(t *testing.T) {
 	const path = "spec.template.spec.containers[0]."
 	for container, want := range map[string]string{
-		"livenessProbe: {tcpSocket: {}}": path + "livenessProbe has no effect in this release of Berth",
-		"startupProbe: {tcpSocket: {}}, readinessProbe: {httpGet: {path: /ready}}": path + "readinessProbe has no effect beside a startupProbe in this release of Berth: " +
-			"the startupProbe alone says when an instance takes requests",
-		"startupProbe: {tcpSocket: {}}":             "",
-		"readinessProbe: {httpGet: {path: /ready}}": "",
+		"livenessProbe: {tcpSocket: {}}":                                           "",
+		"startupProbe: {tcpSocket: {}}, readinessProbe: {httpGet: {path: /ready}}": "",
+		"startupProbe: {tcpSocket: {}}":                                            "",
+		"readinessProbe: {httpGet: {path: /ready}}":                                "",
 	} {
 		s := service(t, container)
 		warnings, err := admission(t).Admit(t.Context(), serving.Change{New: s})

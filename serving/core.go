@@ -61,6 +61,9 @@ const (
 	ResourceCPU    = v1.ResourceCPU
 	ResourceMemory = v1.ResourceMemory
 
+	URISchemeHTTP  = v1.URISchemeHTTP
+	URISchemeHTTPS = v1.URISchemeHTTPS
+
 	ConditionTrue    = v1.ConditionTrue
 	ConditionFalse   = v1.ConditionFalse
 	ConditionUnknown = v1.ConditionUnknown

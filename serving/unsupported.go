@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	"k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	"knative.dev/pkg/apis"
 )
 
@@ -59,7 +57,8 @@ func unsupportedPod(pod PodSpec) (refused *apis.FieldError) {
 		refused = refused.Also(unsupportedVolume(v).ViaFieldIndex("volumes", i))
 	}
 	for i, c := range pod.Containers {
-		refused = refused.Also(unsupportedContainer(c).ViaFieldIndex("containers", i))
+		serves := len(pod.Containers) == 1 || len(c.Ports) > 0
+		refused = refused.Also(unsupportedContainer(c).Also(invalidProbes(c, serves)).ViaFieldIndex("containers", i))
 	}
 	return refused
 }
@@ -67,13 +66,6 @@ func unsupportedPod(pod PodSpec) (refused *apis.FieldError) {
 func unsupportedContainer(c Container) (refused *apis.FieldError) {
 	for i, m := range c.VolumeMounts {
 		refused = refused.Also(unsupportedMount(m).ViaFieldIndex("volumeMounts", i))
-	}
-	for name, probe := range map[string]*Probe{
-		"livenessProbe": c.LivenessProbe, "readinessProbe": c.ReadinessProbe, "startupProbe": c.StartupProbe,
-	} {
-		if probe != nil {
-			refused = refused.Also(unsupportedProbe(probe.ProbeHandler).ViaField(name))
-		}
 	}
 	for list, resources := range map[string]ResourceList{"limits": c.Resources.Limits, "requests": c.Resources.Requests} {
 		for name := range resources {
@@ -90,19 +82,6 @@ func unsupportedContainer(c Container) (refused *apis.FieldError) {
 	if memory, ok := c.Resources.Limits[ResourceMemory]; ok && memory.Value() < leastMemory {
 		refused = refused.Also(refusal(fmt.Sprintf("no instance starts within a memory limit of %s; give %dMi or more", &memory, leastMemory>>20),
 			"resources.limits[memory]"))
-	}
-	return refused
-}
-
-func unsupportedProbe(handler ProbeHandler) (refused *apis.FieldError) {
-	if handler.Exec != nil {
-		refused = refused.Also(refusal("Berth does not run exec probes; use httpGet or tcpSocket", "exec"))
-	}
-	if handler.GRPC != nil {
-		refused = refused.Also(refusal("Berth does not run gRPC probes; use httpGet or tcpSocket", "grpc"))
-	}
-	if handler.HTTPGet != nil && handler.HTTPGet.Scheme == v1.URISchemeHTTPS {
-		refused = refused.Also(refusal("Berth does not probe over TLS, which an instance is not to do; use HTTP", "httpGet.scheme"))
 	}
 	return refused
 }
@@ -128,27 +107,11 @@ func withoutEffect(o Object) (warnings []string) {
 	}
 	for i, c := range template.Spec.Containers {
 		path := fmt.Sprintf("spec.containers[%d].", i)
-		if c.LivenessProbe != nil {
-			warn(path + "livenessProbe")
-		}
-		if c.StartupProbe != nil && isChosen(c.ReadinessProbe) {
-			warnings = append(warnings, "spec.template."+path+"readinessProbe has no effect beside a startupProbe in this release of Berth: "+
-				"the startupProbe alone says when an instance takes requests")
-		}
 		for _, field := range securityWithoutEffect(c.SecurityContext) {
 			warn(path + "securityContext." + field)
 		}
 	}
 	return warnings
-}
-
-// isChosen tells a readiness probe that the user wrote from the one that Knative's defaulting puts where there is none.
-func isChosen(probe *Probe) bool {
-	if probe == nil {
-		return false
-	}
-	byDefault := Probe{ProbeHandler: ProbeHandler{TCPSocket: &TCPSocketAction{}}, SuccessThreshold: 1}
-	return !equality.Semantic.DeepEqual(*probe, byDefault)
 }
 
 func securityWithoutEffect(sc *SecurityContext) (fields []string) {

@@ -1,0 +1,63 @@
+package reconcile
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"sigs.k8s.io/yaml"
+
+	"github.com/berth-run/berth/engine"
+	"github.com/berth-run/berth/serving"
+)
+
+func TestSetProbes(t *testing.T) {
+	const second = time.Second
+	for _, test := range []struct {
+		name, container string
+		want            engine.Container
+	}{
+		{"Knative's default is the engine's own", "readinessProbe: {tcpSocket: {}, successThreshold: 1}", engine.Container{}},
+		{
+			"a readiness probe of the user's", "readinessProbe: {httpGet: {path: /ready, port: http1, host: h, httpHeaders: [{name: X, value: why}]}, successThreshold: 1}",
+			engine.Container{ReadinessProbe: &engine.Probe{
+				HTTP:             &engine.HTTPProbe{Port: 8080, Path: "/ready", Host: "h", Header: [][2]string{{"X", "why"}}},
+				SuccessThreshold: 1,
+			}},
+		},
+		{
+			"all numbers", "readinessProbe: {tcpSocket: {port: '9090'}, initialDelaySeconds: 1, periodSeconds: 2, timeoutSeconds: 3, failureThreshold: 4, successThreshold: 5}",
+			engine.Container{ReadinessProbe: &engine.Probe{
+				TCP:          &engine.TCPProbe{Port: 9090},
+				InitialDelay: second, Period: 2 * second, Timeout: 3 * second, FailureThreshold: 4, SuccessThreshold: 5,
+			}},
+		},
+		{
+			"startup has Kubernetes' defaults, and stands beside readiness", "startupProbe: {exec: {command: [check, --all]}}, readinessProbe: {grpc: {port: 0, service: s}, periodSeconds: 1}",
+			engine.Container{
+				StartupProbe:   &engine.Probe{Exec: &engine.ExecProbe{Command: []string{"check", "--all"}}, Period: 10 * second, FailureThreshold: 3},
+				ReadinessProbe: &engine.Probe{GRPC: &engine.GRPCProbe{Port: 8080, Service: "s"}, Period: second},
+			},
+		},
+		{
+			"startup says what it wants", "startupProbe: {tcpSocket: {}, periodSeconds: 240, timeoutSeconds: 240, failureThreshold: 1}",
+			engine.Container{StartupProbe: &engine.Probe{TCP: &engine.TCPProbe{Port: 8080}, Period: 240 * second, Timeout: 240 * second, FailureThreshold: 1}},
+		},
+		{
+			"liveness over TLS, with its grace", "livenessProbe: {httpGet: {scheme: HTTPS, port: 8443}, terminationGracePeriodSeconds: 7}",
+			engine.Container{LivenessProbe: &engine.Probe{HTTP: &engine.HTTPProbe{Port: 8443, TLS: true}}, TerminationGrace: 7 * second},
+		},
+		{"a probe that says nothing asks the port", "livenessProbe: {}", engine.Container{LivenessProbe: &engine.Probe{TCP: &engine.TCPProbe{Port: 8080}}}},
+	} {
+		var user serving.Container
+		if err := yaml.UnmarshalStrict([]byte("{"+test.container+"}"), &user); err != nil {
+			t.Fatalf("%s: %v", test.name, err)
+		}
+		got := engine.Container{Port: 8080}
+		setProbes(&got, user)
+		test.want.Port = 8080
+		if diff := cmp.Diff(test.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.name, diff)
+		}
+	}
+}
