@@ -362,8 +362,8 @@ func (r *Reconciler) reconcileRoute(ctx context.Context, k key) error {
 	route.Status.InitializeConditions()
 	r.describeRoute(route)
 
-	traffic, reads, problem, err := r.resolveTraffic(ctx, route)
-	r.setReads(k, reads)
+	r.setReads(k, readsOf(route)) // before they are read: a change in between is not missed
+	traffic, problem, err := r.resolveTraffic(ctx, route)
 	if err != nil {
 		return err
 	}

@@ -175,12 +175,13 @@ func (r *Reconciler) publishDomain(ctx context.Context, k key, m *serving.Domain
 	return nil
 }
 
-// resolveReference finds the route that a domain mapping refers to: by its name, or that of its service. It is nil
-// when there is none, or not yet, which the conditions say then.
+// resolveReference finds the route that a domain mapping refers to: by its name, that of its service, or that of its
+// placeholder among the core services, which is the same. It is nil when there is none, or not yet, which the
+// conditions say then.
 func (r *Reconciler) resolveReference(ctx context.Context, k key, m *serving.DomainMapping) (*serving.Route, error) {
 	ref := &m.Spec.Ref
 	refers := func(kind serving.Kind) bool { return ref.APIVersion == kind.APIVersion() && ref.Kind == kind.Name }
-	if !refers(serving.KindService) && !refers(serving.KindRoute) {
+	if !refers(serving.KindService) && !refers(serving.KindRoute) && !refers(serving.KindCoreService) {
 		r.setReads(k, nil)
 		m.Status.MarkReferenceNotResolved(fmt.Sprintf("a host is mapped to a Service or a Route of %s; spec.ref is a %s of %s",
 			serving.KindService.APIVersion(), ref.Kind, ref.APIVersion))
@@ -199,7 +200,10 @@ func (r *Reconciler) resolveReference(ctx context.Context, k key, m *serving.Dom
 	if found {
 		address = target.Status.Address
 	}
-	if refers(serving.KindService) {
+	switch {
+	case refers(serving.KindCoreService):
+		kind = serving.KindCoreService
+	case refers(serving.KindService):
 		s, err := get[serving.Service](ctx, r, serving.KindService, m.Namespace, ref.Name)
 		if err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -189,16 +190,21 @@ func TestDomain_MapsARouteAndNamesWhatItCannotMap(t *testing.T) {
 	h := newHouse(t, t.TempDir())
 	h.declare("hello", "registry/hello", "")
 	h.settle("hello", ready)
-	for kind, want := range map[string]string{"Route": "", "Revision": "spec.ref is a Revision of serving.knative.dev/v1"} {
-		m := &serving.DomainMapping{ObjectMeta: serving.ObjectMeta{Namespace: "default", Name: strings.ToLower(kind) + ".example.org"}}
-		m.Spec.Ref.Name, m.Spec.Ref.Kind, m.Spec.Ref.APIVersion = "hello", kind, "serving.knative.dev/v1"
+	for i, ref := range []struct{ version, kind, name, problem string }{
+		{"serving.knative.dev/v1", "Route", "hello", ""},
+		{"v1", "Service", "hello", ""}, // the route's placeholder
+		{"v1", "Service", "nobody", `failed to get object default/nobody: services "nobody" not found`},
+		{"serving.knative.dev/v1", "Revision", "hello-00001", "spec.ref is a Revision of serving.knative.dev/v1"},
+	} {
+		m := &serving.DomainMapping{ObjectMeta: serving.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("%d.example.org", i)}}
+		m.Spec.Ref.Name, m.Spec.Ref.Kind, m.Spec.Ref.APIVersion = ref.name, ref.kind, ref.version
 		h.storeMapping(m)
-		if want == "" {
+		if ref.problem == "" {
 			h.settleMapping("default", m.Name, mapped)
 			h.expect(m.Name, 200, "hello-00001")
 			continue
 		}
-		h.settleMapping("default", m.Name, is(serving.DomainMappingReferenceResolved, "False", want))
+		h.settleMapping("default", m.Name, is(serving.DomainMappingReferenceResolved, "False", ref.problem))
 		h.expect(m.Name, 404, "")
 	}
 }

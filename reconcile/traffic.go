@@ -34,9 +34,24 @@ func (r *Reconciler) url(host string) *apis.URL {
 // mark sets the condition that says what is wrong with a route's traffic.
 type mark func(*serving.RouteStatus)
 
+// readsOf lists the objects that resolveTraffic reads.
+func readsOf(route *serving.Route) (reads []key) {
+	for _, t := range route.Spec.Traffic {
+		if t.RevisionName == "" {
+			reads = append(reads, key{serving.KindConfiguration.String(), route.Namespace, t.ConfigurationName})
+			continue
+		}
+		reads = append(reads, key{serving.KindRevision.String(), route.Namespace, t.RevisionName})
+		if service := route.Labels[serving.LabelService]; service != "" {
+			reads = append(reads, key{serving.KindConfiguration.String(), route.Namespace, service})
+		}
+	}
+	return reads
+}
+
 // resolveTraffic names the revision of every part of a route's traffic. When one cannot be named, or is not
-// ready, it returns how to say so. reads are the objects that the answer depends on.
-func (r *Reconciler) resolveTraffic(ctx context.Context, route *serving.Route) (traffic []serving.TrafficTarget, reads []key, problem mark, err error) {
+// ready, it returns how to say so.
+func (r *Reconciler) resolveTraffic(ctx context.Context, route *serving.Route) (traffic []serving.TrafficTarget, problem mark, err error) {
 	for _, want := range route.Spec.Traffic {
 		have := want.DeepCopy()
 		have.ConfigurationName = ""
@@ -47,21 +62,19 @@ func (r *Reconciler) resolveTraffic(ctx context.Context, route *serving.Route) (
 		}
 		var wrong mark
 		if latest {
-			reads = append(reads, key{serving.KindConfiguration.String(), route.Namespace, want.ConfigurationName})
 			have.RevisionName, wrong, err = r.resolveLatest(ctx, route.Namespace, want.ConfigurationName)
 		} else {
-			reads = append(reads, key{serving.KindRevision.String(), route.Namespace, want.RevisionName})
 			wrong, err = r.resolveNamed(ctx, route, want.RevisionName)
 		}
 		if err != nil {
-			return nil, reads, nil, err
+			return nil, nil, err
 		}
 		if wrong != nil && problem == nil {
 			problem = wrong
 		}
 		traffic = append(traffic, *have)
 	}
-	return traffic, reads, problem, nil
+	return traffic, problem, nil
 }
 
 // resolveLatest names the latest ready revision of a configuration.
