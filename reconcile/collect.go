@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -66,6 +67,7 @@ func (r *Reconciler) collectRevisions(ctx context.Context, c *serving.Configurat
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
+		r.events.note(subject(c), eventNormal, reasonDeleted, "", fmt.Sprintf("Deleted old Revision %q", name))
 	}
 	return nil
 }

@@ -151,7 +151,7 @@ var errNotOwned = errors.New("an object of this name exists and belongs to anoth
 func ensure[T any, P interface {
 	*T
 	serving.Object
-}](ctx context.Context, r *Reconciler, kind serving.Kind, owner serving.Meta, want P) (P, error) {
+}](ctx context.Context, r *Reconciler, kind serving.Kind, owner serving.Object, want P) (P, error) {
 	stored, err := get[T](ctx, r, kind, want.GetNamespace(), want.GetName())
 	if err != nil {
 		return nil, err
@@ -161,6 +161,7 @@ func ensure[T any, P interface {
 		if err != nil {
 			return nil, err
 		}
+		r.events.note(subject(owner), eventNormal, reasonCreated, kind.Name, fmt.Sprintf("Created %s %q", kind.Name, want.GetName()))
 		return any(o).(P), nil
 	}
 	have := P(stored)
@@ -264,6 +265,7 @@ func (r *Reconciler) latestCreated(ctx context.Context, c *serving.Configuration
 		if err != nil {
 			return nil, err
 		}
+		r.events.note(subject(c), eventNormal, reasonCreated, name, fmt.Sprintf("Created Revision %q", name))
 		return o.(*serving.Revision), nil
 	}
 	if !isControlledBy(revision, c) {
@@ -384,6 +386,7 @@ func (r *Reconciler) reconcileRoute(ctx context.Context, k key) error {
 		conditions.MarkTrue(serving.RouteIngressReady)
 	}
 	r.setSends(k, sends(k.namespace, route.Status.Traffic))
+	r.tellOfTraffic(route, stored.Status.Traffic)
 	if err := r.placeholder(ctx, route); errors.Is(err, errNotOwned) {
 		route.Status.MarkServiceNotOwned(route.Name)
 	} else if err != nil {

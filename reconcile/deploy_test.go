@@ -69,6 +69,7 @@ func newHouseWith(t *testing.T, dir string, before func(store.Store)) *house {
 		Domain: "example.com", PullTimeout: time.Minute, StartupTimeout: time.Minute, MaxQueue: 10,
 	})
 	scaler.OnChange, scaler.OnInstances = r.Changed, r.InstancesChanged
+	scaler.OnEvent = r.Happened
 	ctx, cancel := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	synced := make(chan struct{})

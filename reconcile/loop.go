@@ -60,6 +60,7 @@ func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 	for i, kind := range kinds {
 		done.Go(func() { r.watch(ctx, kind, versions[i]) })
 	}
+	done.Go(func() { r.events.run(ctx) })
 	for range workers {
 		done.Go(func() {
 			for {

@@ -108,6 +108,7 @@ func (r *Reconciler) updatePod(ctx context.Context, id autoscaler.Key, name stri
 	}
 	pod := stored.DeepCopy()
 	setPodStatus(pod, instance)
+	r.tellOfRestarts(id, stored, pod)
 	return r.writeStatus(ctx, pod)
 }
 

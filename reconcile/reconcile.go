@@ -55,8 +55,8 @@ type Resolver interface {
 	Resolve(ctx context.Context, ref string, credentials image.Credentials) (string, error)
 }
 
-// Reconciler runs the reconcilers. The autoscaler's OnChange must be its Changed method, and OnInstances its
-// InstancesChanged.
+// Reconciler runs the reconcilers. The autoscaler's OnChange must be its Changed method, OnInstances its
+// InstancesChanged, and OnEvent its Happened.
 type Reconciler struct {
 	Config
 	queue *queue
@@ -80,6 +80,7 @@ type Reconciler struct {
 	// pods names the pods of each revision's instances. Guarded by mu.
 	pods map[autoscaler.Key]map[string]struct{}
 
+	events  *recorder
 	fetches sync.WaitGroup // image pulls under way
 }
 
@@ -99,6 +100,7 @@ func New(config Config) *Reconciler {
 		routed:      map[autoscaler.Key]int{},
 		sends:       map[key][]autoscaler.Key{},
 		pods:        map[autoscaler.Key]map[string]struct{}{},
+		events:      newRecorder(config.Store, config.Logger),
 	}
 }
 

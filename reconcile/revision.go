@@ -255,18 +255,26 @@ func (r *Reconciler) fetched(ctx context.Context, d *deployment, revision *servi
 func (f *fetch) begin(ctx context.Context, r *Reconciler, d *deployment, revision *serving.Revision) {
 	ctx, f.stop = context.WithCancel(ctx)
 	cancel := f.stop
+	about, wasReady := subject(revision), revision.IsReady()
 	r.fetches.Go(func() {
 		defer cancel()
+		begun := time.Now()
 		err := r.fetch(ctx, f, d.key, revision)
 		k := key{serving.KindRevision.String(), d.key.Namespace, d.key.Revision}
 		if err == nil {
 			f.set(func() { f.state, f.failures = fetchDone, 0 })
+			if !wasReady { // else the server has begun again
+				r.events.note(about, eventNormal, reasonImagePulled, d.key.Revision,
+					fmt.Sprintf("Revision %q has its image on this machine after %s: %s", d.key.Revision, time.Since(begun).Round(time.Millisecond), f.digest))
+			}
 			r.queue.add(k)
 			return
 		}
 		if ctx.Err() != nil {
 			return
 		}
+		r.events.note(about, eventWarning, reasonImagePullFailed, d.key.Revision,
+			fmt.Sprintf("Revision %q does not get its image: %s", d.key.Revision, err))
 		var again time.Duration
 		f.set(func() {
 			f.state, f.err = fetchFailed, err

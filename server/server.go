@@ -135,6 +135,7 @@ func open(config Config) (_ *server, err error) {
 		GatewayAddress: reachable(s.addresses.Gateway), Node: s.node(), RevisionGone: s.revisionGone,
 	})
 	s.autoscaler.OnChange, s.autoscaler.OnInstances = s.reconciler.Changed, s.reconciler.InstancesChanged
+	s.autoscaler.OnEvent = s.reconciler.Happened
 	handler := api.New(api.Config{
 		Store: s.store, Admission: admission, Token: token, Engine: s.engine, Instances: s.autoscaler.Instances, Identity: issuer,
 		Registry: s.images.Registry(), Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
