@@ -44,9 +44,9 @@ func newServer(t testing.TB, options ...func(*api.Config)) *server {
 }
 
 // newTLSServer is a server over TLS and HTTP/2: kubectl sends no token in clear.
-func newTLSServer(t testing.TB) *server {
+func newTLSServer(t testing.TB, options ...func(*api.Config)) *server {
 	t.Helper()
-	s := prepare(t)
+	s := prepare(t, options...)
 	s.EnableHTTP2 = true
 	s.StartTLS()
 	return s

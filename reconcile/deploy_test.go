@@ -21,6 +21,7 @@ import (
 	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/gateway"
+	"github.com/berth-run/berth/identity"
 	"github.com/berth-run/berth/image"
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
@@ -61,10 +62,14 @@ func newHouseWith(t *testing.T, dir string, before func(store.Store)) *house {
 	h := &house{t: t, store: objects, engine: &fakeEngine{}}
 	h.gateway = gateway.New(gateway.Config{Logger: logger})
 	settings := autoscaler.DefaultSettings()
+	issuer, err := identity.Open(dir+"/identity.pem", "https://berth.example")
+	if err != nil {
+		t.Fatal(err)
+	}
 	scaler := autoscaler.New(h.engine, settings, logger, prometheus.NewRegistry())
 	r := New(Config{
 		Store: objects, Images: fakeRegistry{}, Engine: h.engine, Autoscaler: scaler, Gateway: h.gateway,
-		Scaling: settings, Logger: logger, URL: func(host string) string { return "http://" + host },
+		Identity: issuer, Scaling: settings, Logger: logger, URL: func(host string) string { return "http://" + host },
 		GatewayAddress: "127.0.0.1:8080", Node: "machine",
 		Domain: "example.com", PullTimeout: time.Minute, StartupTimeout: time.Minute, MaxQueue: 10,
 	})

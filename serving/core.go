@@ -32,6 +32,7 @@ type (
 	ServiceAccountTokenProjection = v1.ServiceAccountTokenProjection
 	ConfigMapProjection           = v1.ConfigMapProjection
 	SecretProjection              = v1.SecretProjection
+	SecretVolumeSource            = v1.SecretVolumeSource
 	ResourceFieldSelector         = v1.ResourceFieldSelector
 	ResourceName                  = v1.ResourceName
 

@@ -115,7 +115,7 @@ func unsupportedPath(name string) *apis.FieldError {
 	if name == "" || isInside(name) && !strings.HasPrefix(name, "..") && path.Clean(name) != "." {
 		return nil
 	}
-	return refusal(fmt.Sprintf("%q is not the path of a file in the volume: give a relative one without \"..\"", name), "path")
+	return refusal(fmt.Sprintf("%q is not the path of a file in the volume: give a relative one that has no \"..\" and does not begin with two dots", name), "path")
 }
 
 // isInside reports whether a path does not lead out of where it begins.
