@@ -133,6 +133,8 @@ func (r *Reconciler) claim(ctx context.Context, host string, candidates []*servi
 	if err != nil {
 		return nil, err
 	}
+	r.events.note(subject(candidates[0]), eventNormal, reasonCreated, serving.KindClusterDomainClaim.Name,
+		fmt.Sprintf("Created %s %q", serving.KindClusterDomainClaim.Name, host))
 	return o.(*serving.ClusterDomainClaim), nil
 }
 

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -147,6 +148,15 @@ func TestDomain_LeadsToTheServiceAndFollowsItsTraffic(t *testing.T) {
 	if !slices.Equal(conditions, want) {
 		t.Errorf("conditions %q, want %q", conditions, want)
 	}
+
+	h.await(func() error {
+		for _, e := range listEvents(t, h.store, "default") {
+			if e.InvolvedObject.Kind == "DomainMapping" && e.InvolvedObject.UID == m.UID && e.Message == `Created ClusterDomainClaim "shop.example.org"` {
+				return nil
+			}
+		}
+		return errors.New("no event tells of the claim")
+	})
 
 	// What the service's own host does, the mapped one does at the same moment: there is nothing to wait for.
 	h.declare("hello", "registry/hello:2", "")
@@ -322,4 +332,52 @@ func TestDomain_ClaimWhoseMappingWentWhileTheServerWasDownEnds(t *testing.T) {
 	})
 	h.settleMapping("other", host, is(serving.DomainMappingClaimed, "True", ""))
 	h.awaitClaim(host, "other")
+}
+
+func TestDomain_HostHasOneHolderHoweverManyWantIt(t *testing.T) {
+	h := newHouse(t, t.TempDir())
+	namespaces := []string{"one", "two", "three"}
+	hosts := []string{"a.example.org", "b.example.org"}
+	for _, name := range namespaces {
+		h.namespace(name)
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	there := map[[2]string]bool{}
+	for range 60 {
+		k := [2]string{namespaces[random.IntN(len(namespaces))], hosts[random.IntN(len(hosts))]}
+		if there[k] {
+			h.delete(serving.KindDomainMapping, k[0], k[1])
+		} else {
+			h.mapTo(k[0], k[1], "hello")
+		}
+		there[k] = !there[k]
+	}
+	for _, host := range hosts {
+		var holders, claimants []string
+		for _, namespace := range namespaces {
+			if there[[2]string{namespace, host}] {
+				claimants = append(claimants, namespace)
+			}
+		}
+		for _, namespace := range claimants {
+			m := h.settleMapping(namespace, host, func(m *serving.DomainMapping) bool {
+				claim, err := h.store.Get(t.Context(), serving.KindClusterDomainClaim, "", host)
+				if err != nil {
+					return false
+				}
+				holder := claim.(*serving.ClusterDomainClaim).Spec.Namespace
+				return slices.Contains(claimants, holder) && (holder == namespace) == m.Status.GetCondition(serving.DomainMappingClaimed).IsTrue()
+			})
+			if m.Status.GetCondition(serving.DomainMappingClaimed).IsTrue() {
+				holders = append(holders, namespace)
+			}
+		}
+		if len(claimants) > 0 && len(holders) != 1 {
+			t.Errorf("%s is wanted by %q and had by %q", host, claimants, holders)
+		}
+		for _, namespace := range claimants {
+			h.delete(serving.KindDomainMapping, namespace, host)
+		}
+		h.awaitClaim(host, "")
+	}
 }
