@@ -54,13 +54,15 @@ type application struct {
 }
 
 func (a *api) applied(w http.ResponseWriter, r *http.Request, kind serving.Kind, part store.Part) (p application, warnings []string, err error) {
-	if p.by, err = writerOf(r, part); err != nil {
+	by, err := writerOf(r, part)
+	if err != nil {
 		return p, nil, err
 	}
 	if r.URL.Query().Get("fieldManager") == "" {
 		return p, nil, fieldManagerRequired()
 	}
-	if p.force, err = boolean(r, "force"); err != nil {
+	force, err := boolean(r, "force")
+	if err != nil {
 		return p, nil, err
 	}
 	s, err := strictnessOf(r)
@@ -71,6 +73,13 @@ func (a *api) applied(w http.ResponseWriter, r *http.Request, kind serving.Kind,
 	if err != nil {
 		return p, nil, err
 	}
+	p, warnings, err = readApplication(r, kind, data, s)
+	p.by, p.force = by, force
+	return p, warnings, err
+}
+
+// readApplication reads what is applied from a body.
+func readApplication(r *http.Request, kind serving.Kind, data []byte, s strictness) (p application, warnings []string, err error) {
 	if p.object, warnings, err = decodeObject(kind, data, formatYAML, s); err != nil {
 		return p, nil, err
 	}
@@ -81,7 +90,7 @@ func (a *api) applied(w http.ResponseWriter, r *http.Request, kind serving.Kind,
 		return p, nil, badRequest("reading what is applied: %s", err)
 	}
 	p.fields = new(unstructured.Unstructured)
-	if err := json.Unmarshal(data, &p.fields.Object); err != nil {
+	if err := decodeFields(data, p.fields); err != nil {
 		return p, nil, badRequest("reading what is applied: %s", err)
 	}
 	p.fields.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Name))

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -140,6 +141,11 @@ func decode(body []byte, format string, s strictness, what string, into any) (wa
 		return nil, badRequest("%s: strict decoding error: %s", what, strings.Join(warnings, ", "))
 	}
 	return warnings, nil
+}
+
+// decodeFields reads JSON with whole numbers as such: a float would not hold them all.
+func decodeFields(data []byte, into *unstructured.Unstructured) error {
+	return json.UnmarshalCaseSensitivePreserveInts(data, &into.Object)
 }
 
 // fromYAML makes one YAML document JSON.

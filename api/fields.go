@@ -149,7 +149,7 @@ func fieldsOf(kind serving.Kind, o serving.Object) (*unstructured.Unstructured, 
 		if err != nil {
 			return nil, fmt.Errorf("encoding %s %q: %w", kind, o.GetName(), err)
 		}
-		if err := json.Unmarshal(data, &u.Object); err != nil {
+		if err := decodeFields(data, u); err != nil {
 			return nil, fmt.Errorf("decoding %s %q: %w", kind, o.GetName(), err)
 		}
 	}
