@@ -13,8 +13,8 @@ import (
 	"github.com/berth-run/berth/store"
 )
 
-// field is the schema of a field of a kind, by its path.
-func field(t *testing.T, kind serving.Kind, path string) spec.Schema {
+// fieldAt is the schema of a field of a kind, by its path.
+func fieldAt(t *testing.T, kind serving.Kind, path string) spec.Schema {
 	t.Helper()
 	all := schemasOf(kind.GroupVersion())
 	s := *all[nameOfKind(kind)]
@@ -63,7 +63,7 @@ func TestSchemas_SayHowListsAreMerged(t *testing.T) {
 		"spec.template.spec.affinity.nodeAffinity":                   "<nil> <nil>",
 		"spec.template.spec.containers.securityContext.capabilities": "<nil> <nil>",
 	} {
-		s := field(t, serving.KindService, path)
+		s := fieldAt(t, serving.KindService, path)
 		got := fmt.Sprint(s.Extensions["x-kubernetes-list-type"], " ", s.Extensions["x-kubernetes-list-map-keys"])
 		if whole := s.Extensions["x-kubernetes-map-type"]; whole != nil {
 			got += fmt.Sprint(" ", whole)
@@ -82,7 +82,7 @@ func TestSchemas_HaveTheTypesOfTheJSON(t *testing.T) {
 		"spec.template.spec.containers.stdin":           "boolean",
 		"spec.template.spec.volumes.secret.defaultMode": "integer int32",
 	} {
-		s := field(t, serving.KindService, path)
+		s := fieldAt(t, serving.KindService, path)
 		got := strings.Join(append(s.Type, s.Format), " ")
 		if s.Default != nil {
 			got += fmt.Sprint(s.Default)
