@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -111,7 +112,7 @@ func describeSpec(out io.Writer, annotations map[string]string, spec *serving.Re
 		t.row("  Args:", fmt.Sprintf("%q", container.Args))
 	}
 	for _, port := range container.Ports {
-		t.row("  Port:", strings.TrimSpace(fmt.Sprintf("%d %s", port.ContainerPort, port.Name)))
+		t.row("  Port:", strings.TrimSpace(fmt.Sprintf("%d %s", cmp.Or(port.ContainerPort, serving.DefaultUserPort), port.Name)))
 	}
 	for _, variable := range container.Env {
 		value := variable.Value

@@ -59,6 +59,14 @@ func seconds(n *int64) time.Duration {
 	return time.Duration(*n) * time.Second
 }
 
+// servingPort is where requests go to. A port may have a name only, which tells the protocol.
+func servingPort(user serving.Container) int {
+	if len(user.Ports) > 0 && user.Ports[0].ContainerPort > 0 {
+		return int(user.Ports[0].ContainerPort)
+	}
+	return serving.DefaultUserPort
+}
+
 func isHTTP2(revision *serving.Revision) bool {
 	for _, p := range revision.Spec.Containers[0].Ports {
 		if p.Name == "h2c" {
@@ -109,16 +117,13 @@ func (r *Reconciler) spec(ctx context.Context, revision *serving.Revision) (engi
 	container := engine.Container{
 		Name: user.Name, Image: revision.Status.ContainerStatuses[0].ImageDigest, Credentials: credentials,
 		Command: user.Command, Args: user.Args, Env: env, WorkingDir: user.WorkingDir, Mounts: mounts(user),
-		Port: serving.DefaultUserPort, HTTP2: isHTTP2(revision),
+		Port: servingPort(user), HTTP2: isHTTP2(revision),
 		CPU:        user.Resources.Limits.Cpu().MilliValue(),
 		CPURequest: user.Resources.Requests.Cpu().MilliValue(),
 		Memory:     user.Resources.Limits.Memory().Value(),
 	}
 	if container.Name == "" {
 		container.Name = "user-container"
-	}
-	if len(user.Ports) > 0 {
-		container.Port = int(user.Ports[0].ContainerPort)
 	}
 	if c := user.SecurityContext; c != nil {
 		container.User = c.RunAsUser
