@@ -63,14 +63,14 @@ type noteKey struct {
 	reason, topic string
 }
 
-// eventName names a note's event: the same again for what happens again.
-func (k noteKey) eventName() string {
+// hash stands for a key in what is kept for long. Two keys with one hash become one event, which harms nobody.
+func (k noteKey) hash() uint64 {
 	h := fnv.New64a()
-	for _, part := range []string{k.object.Kind, string(k.object.UID), k.reason, k.topic} {
+	for _, part := range []string{k.object.Namespace, k.object.Kind, k.object.Name, string(k.object.UID), k.reason, k.topic} {
 		h.Write([]byte(part)) // never fails
 		h.Write([]byte{0})
 	}
-	return fmt.Sprintf("%s.%016x", k.object.Name, h.Sum64())
+	return h.Sum64()
 }
 
 // recorder writes events beside all other work: taking a note neither waits nor writes.
@@ -86,12 +86,14 @@ type recorder struct {
 
 	// The rest belongs to run.
 	written *list.List // of eventRecord, seen longest ago first
-	index   map[types.NamespacedName]*list.Element
+	index   map[uint64]*list.Element // by the hash of what happened
+	stamp   int64                    // in the newest event's name
 	counts  map[string]int // of events, by namespace
 }
 
 // eventRecord is an event that was written.
 type eventRecord struct {
+	hash uint64
 	name types.NamespacedName
 	last time.Time
 }
@@ -100,7 +102,7 @@ func newRecorder(objects store.Store, logger *slog.Logger) *recorder {
 	return &recorder{
 		store: objects, logger: logger, signal: make(chan struct{}, 1),
 		notes:   map[noteKey]*note{},
-		written: list.New(), index: map[types.NamespacedName]*list.Element{}, counts: map[string]int{},
+		written: list.New(), index: map[uint64]*list.Element{}, counts: map[string]int{},
 	}
 }
 
@@ -184,8 +186,9 @@ func (r *recorder) write(ctx context.Context, n *note) error {
 		}
 		n.object = found
 	}
+	record := r.record(n)
 	event := &serving.Event{
-		ObjectMeta:     serving.ObjectMeta{Namespace: n.object.Namespace, Name: n.eventName()},
+		ObjectMeta:     serving.ObjectMeta{Namespace: record.name.Namespace, Name: record.name.Name},
 		InvolvedObject: n.object,
 		Reason:         n.reason, Message: n.message, Type: n.level, Count: n.count,
 		FirstTimestamp: v1.NewTime(n.first.Truncate(time.Second)), LastTimestamp: v1.NewTime(n.last.Truncate(time.Second)),
@@ -207,8 +210,21 @@ func (r *recorder) write(ctx context.Context, n *note) error {
 	if err != nil {
 		return err
 	}
-	r.remember(types.NamespacedName{Namespace: event.Namespace, Name: event.Name}, n.last)
+	r.remember(record)
 	return nil
+}
+
+// record returns that of a note's event. The names of new ones tell their order, in which lists show them.
+func (r *recorder) record(n *note) eventRecord {
+	hash := n.hash()
+	if e := r.index[hash]; e != nil {
+		record := e.Value.(eventRecord)
+		record.last = n.last
+		return record
+	}
+	r.stamp = max(r.stamp+1, n.first.UnixNano())
+	name := types.NamespacedName{Namespace: n.object.Namespace, Name: fmt.Sprintf("%s.%x", n.object.Name, r.stamp)}
+	return eventRecord{hash: hash, name: name, last: n.last}
 }
 
 // lookUp completes a reference to a pod; one to a revision becomes that to its subject.
@@ -228,14 +244,14 @@ func (r *recorder) lookUp(ctx context.Context, object serving.ObjectReference) (
 	return object, nil
 }
 
-func (r *recorder) remember(name types.NamespacedName, last time.Time) {
-	if e := r.index[name]; e != nil {
-		e.Value = eventRecord{name, last}
+func (r *recorder) remember(record eventRecord) {
+	if e := r.index[record.hash]; e != nil {
+		e.Value = record
 		r.written.MoveToBack(e)
 		return
 	}
-	r.index[name] = r.written.PushBack(eventRecord{name, last})
-	r.counts[name.Namespace]++
+	r.index[record.hash] = r.written.PushBack(record)
+	r.counts[record.name.Namespace]++
 }
 
 // expire removes events that are old or too many, and returns when the oldest that is left was seen last.
@@ -264,11 +280,11 @@ func (r *recorder) expire(ctx context.Context) time.Time {
 }
 
 func (r *recorder) forget(e *list.Element) {
-	name := e.Value.(eventRecord).name
+	record := e.Value.(eventRecord)
 	r.written.Remove(e)
-	delete(r.index, name)
-	if r.counts[name.Namespace]--; r.counts[name.Namespace] == 0 {
-		delete(r.counts, name.Namespace)
+	delete(r.index, record.hash)
+	if r.counts[record.name.Namespace]--; r.counts[record.name.Namespace] == 0 {
+		delete(r.counts, record.name.Namespace)
 	}
 }
 
