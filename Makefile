@@ -3,12 +3,13 @@
 # make test     every test but the slow ones; as root, on Linux
 # make check    formatting, vet and the import rules alone
 # make conformance        Knative Serving's own conformance tests; make conformance-twice is twice, 8 tests at once
+# make soak-informer      an hour of client-go's informers, writes and restarts; SOAK=10m is another time
 # make bench    every benchmark; make bench-coldstart and so on run one
 
 GO ?= go
 BENCH = coldstart gateway idle burst
 
-.PHONY: all deps demo check test conformance conformance-twice bench $(BENCH:%=bench-%)
+.PHONY: all deps demo check test conformance conformance-twice soak-informer bench $(BENCH:%=bench-%)
 
 all: bin/berth
 
@@ -40,6 +41,11 @@ conformance: deps bin/berth
 
 conformance-twice: CONFORMANCE += -parallel 8 -twice
 conformance-twice: conformance
+
+SOAK = 1h
+
+soak-informer: deps
+	BERTH_SOAK_INFORMER=$(SOAK) $(GO) test -count=1 -timeout 0 -v -run TestInformer ./e2e
 
 bench: $(BENCH:%=bench-%)
 
