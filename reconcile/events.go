@@ -85,10 +85,10 @@ type recorder struct {
 	lost  int               // guarded by mu
 
 	// The rest belongs to run.
-	written *list.List // of eventRecord, seen longest ago first
+	written *list.List               // of eventRecord, seen longest ago first
 	index   map[uint64]*list.Element // by the hash of what happened
 	stamp   int64                    // in the newest event's name
-	counts  map[string]int // of events, by namespace
+	counts  map[string]int           // of events, by namespace
 }
 
 // eventRecord is an event that was written.
