@@ -75,6 +75,9 @@ func (i *instance) prepare(ctx context.Context) error {
 	if i.volumes, err = e.openVolumes(ctx, i.id, i.spec, i.link.ids); err != nil {
 		return err
 	}
+	if i.volumes != nil {
+		lap("volumes")
+	}
 	for _, c := range i.containers {
 		c.life = c.conceive()
 		if err := c.life.prepare(ctx, lap); err != nil {

@@ -330,3 +330,62 @@ func TestVolume_LeavesNothing(t *testing.T) {
 		}
 	})
 }
+
+func TestVolume_OutlivesTheRestartOfAContainer(t *testing.T) {
+	runtimes(t, func(t *testing.T, e *Engine) {
+		s := enginetest.New(t, e)
+		conf := newChanging(text("a", "1"))
+		i := s.Start(t, func(spec *engine.Spec) {
+			spec.Volumes = []engine.Volume{conf.volume("conf"), {Name: "scratch"}}
+			spec.Container.Mounts = []engine.Mount{
+				{Volume: "conf", Path: "/conf"}, {Volume: "conf", Path: "/a", SubPath: "a"},
+				{Volume: "scratch", Path: "/scratch"}, {Volume: "scratch", Path: "/part", SubPath: "made/part"},
+			}
+			side := spec.Container
+			side.Name, side.Port, side.Args = "side", 0, []string{"listen", "127.0.0.1:9000"}
+			side.Mounts = []engine.Mount{{Volume: "scratch", Path: "/shared"}, {Volume: "conf", Path: "/conf"}}
+			spec.Sidecars = []engine.Container{side}
+		}, "serve").(*instance)
+		if status, body := enginetest.Request(t, i, "POST", "/write?mib=1&path=/part/file"); status != 200 {
+			t.Fatal(body)
+		}
+		conf.set(nil, text("a", "2"))
+		one := i.volumes.all["conf"].files
+		if err := one.load(t.Context()); err != nil { // as a minute later
+			t.Fatal(err)
+		}
+		if err := e.namespace.do(one.replace); err != nil {
+			t.Fatal(err)
+		}
+		for path, want := range map[string]string{"/conf/a": "2", "/a": "1"} {
+			if got := enginetest.Get(t, i, "/read?path="+path); got != want {
+				t.Errorf("before: %s is %q, want %q", path, got, want)
+			}
+		}
+		for range 2 {
+			if err := i.containers[0].restart("a test wants it"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for path, want := range map[string]string{"/conf/a": "2", "/a": "2"} {
+			if got := enginetest.Get(t, i, "/read?path="+path); got != want {
+				t.Errorf("after: %s is %q, want %q", path, got, want)
+			}
+		}
+		for _, path := range []string{"/part/file", "/scratch/made/part/file"} {
+			if got := enginetest.Get(t, i, "/read?path="+path); len(got) != 1<<20 {
+				t.Errorf("%s has %d bytes after a restart", path, len(got))
+			}
+		}
+		shared := fmt.Sprintf("/proc/%d/root/shared/made/part/file", i.containers[1].life.process.pid)
+		if info, err := os.Stat(shared); err != nil || info.Size() != 1<<20 {
+			t.Errorf("the sidecar sees %v, %v", info, err)
+		}
+		if n := len(i.volumes.parts["user-container"]); n != 1 {
+			t.Errorf("%d parts are mounted", n)
+		}
+		if n := len(one.held); n != 1 {
+			t.Errorf("%d versions of the files are held", n)
+		}
+	})
+}

@@ -2,6 +2,7 @@
 //
 //	/            all that can be seen, as JSON
 //	/file?path=P a file's content, or a directory's names
+//	/stat?path=P the mode of what is at a path, and the number of its user
 //	/write?path=P   tries to write a file
 //	/lookup?host=H  asks the DNS
 //	/dial?address=A&network=N   opens a connection
@@ -57,6 +58,7 @@ type view struct {
 func main() {
 	http.HandleFunc("/", inspect)
 	http.HandleFunc("/file", file)
+	http.HandleFunc("/stat", stat)
 	http.HandleFunc("/write", write)
 	http.HandleFunc("/lookup", lookup)
 	http.HandleFunc("/dial", dial)
@@ -177,6 +179,20 @@ func file(w http.ResponseWriter, r *http.Request) {
 		}
 		data, err := os.ReadFile(path)
 		return []string{string(data)}, err
+	})
+}
+
+func stat(w http.ResponseWriter, r *http.Request) {
+	attempt(w, func() ([]string, error) {
+		info, err := os.Stat(r.FormValue("path"))
+		if err != nil {
+			return nil, err
+		}
+		owner := -1
+		if s, ok := info.Sys().(*syscall.Stat_t); ok {
+			owner = int(s.Uid)
+		}
+		return []string{info.Mode().String(), strconv.Itoa(owner)}, nil
 	})
 }
 
