@@ -24,7 +24,7 @@ type heading struct {
 // serverHeadings are the headings of `berth server --help`. A flag that is in none of them is listed under [otherHeading].
 func serverHeadings() []heading {
 	return []heading{
-		{"Where it is", []string{"state-dir", "api-address", "gateway-address", "domain"}},
+		{"Where it is", []string{"state-dir", "api-address", "gateway-address", "domain", "issuer"}},
 		{"Running instances", []string{"runtime", "instance-network", "dns", "user-namespaces", "prepared", "starts-at-once", "stop-grace", "drain-timeout", "startup-timeout", "log-keep"}},
 		{"Images", []string{"insecure-registry", "docker-config", "pull-timeout", "image-keep"}},
 		{"Defaults of services", []string{"cpu", "memory", "container-concurrency", "revision-timeout", "max-revision-timeout", "min-instances", "max-instances", "initial-scale"}},

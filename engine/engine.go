@@ -245,7 +245,7 @@ type Progress struct {
 
 // Stage is one timed step of an instance's start.
 type Stage struct {
-	Name string        `json:"name"` // "rootfs", "network", "create" while preparing; "release", "listen" while starting
+	Name string        `json:"name"` // "network", "volumes", "rootfs", "create" while preparing; "release", "listen" while starting
 	Took time.Duration `json:"took"` // in JSON, nanoseconds
 }
 
