@@ -59,8 +59,9 @@ type Instance interface {
 	Exit() Exit
 
 	// Readiness tells when an instance that has become ready can take no requests for a while (false), because a
-	// readiness probe fails or a container is started again, and when it can again (true). It is never closed.
-	// Only the newest change is kept for a reader that is slow.
+	// readiness probe fails or a container is started again, and when it can again (true). It tells the same once more
+	// when a container's state has changed and the readiness has not. It is never closed. Only the newest is kept for a
+	// reader that is slow.
 	Readiness() <-chan bool
 
 	// Exec runs a command in one of the instance's containers and returns when it has ended, with its exit code

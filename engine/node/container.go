@@ -97,6 +97,7 @@ func (c *container) conceive() *life {
 // enter records what the container does from now on. instance.mu is held.
 func (c *container) enter(state engine.ContainerState, reason string) {
 	c.state, c.reason, c.since = state, reason, time.Now()
+	c.instance.moved = true
 }
 
 // status tells how the container is. instance.mu is held.
@@ -269,6 +270,7 @@ func (c *container) bury() (pause time.Duration) {
 	}
 	c.attempts++
 	c.enter(engine.ContainerWaiting, reason)
+	c.instance.publish()
 	return pause
 }
 

@@ -53,6 +53,7 @@ type instance struct {
 	draining bool // see Drain
 	stopping bool
 	unready  bool               // what readiness was told last
+	moved    bool               // a container has entered another state since, or was started again
 	waiting  string             // what Start waits for, once that takes long
 	failure  *engine.StartError // of a sidecar that ended before the instance was ready; failed is then closed
 	failed   chan struct{}      // nil without sidecars
@@ -150,7 +151,7 @@ func (i *instance) Stages() []engine.Stage {
 // Readiness implements engine.Instance.
 func (i *instance) Readiness() <-chan bool { return i.readiness }
 
-// publish tells of the instance's readiness when that has changed. i.mu is held.
+// publish tells of the instance's readiness when that, or a container's state, has changed. i.mu is held.
 func (i *instance) publish() {
 	if !i.ready || i.stopping {
 		return
@@ -159,10 +160,10 @@ func (i *instance) publish() {
 	for _, c := range i.containers {
 		unready = unready || c.keepsRequestsAway()
 	}
-	if unready == i.unready {
+	if unready == i.unready && !i.moved {
 		return
 	}
-	i.unready = unready
+	i.unready, i.moved = unready, false
 	select {
 	case <-i.readiness: // nobody has looked since: the newest is enough
 	default:
@@ -220,7 +221,7 @@ func (i *instance) Start(ctx context.Context) error {
 	if i.failure != nil { // it ended since
 		return i.failure
 	}
-	i.ready = true
+	i.ready, i.moved = true, false // who started it looks at it now
 	i.publish()
 	return nil
 }
