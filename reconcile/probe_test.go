@@ -1,12 +1,14 @@
 package reconcile
 
 import (
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
 
+	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/serving"
 )
@@ -59,5 +61,26 @@ func TestSetProbes(t *testing.T) {
 		if diff := cmp.Diff(test.want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", test.name, diff)
 		}
+	}
+}
+
+func TestMarkInstances_ARevisionWhoseInstancesAreUnreadyStaysReady(t *testing.T) {
+	revision := &serving.Revision{}
+	mark := func(status autoscaler.Status) *serving.RevisionStatus {
+		revision.Status.InitializeConditions()
+		markInstances(&revision.Status, "hello-00001", autoscaler.Revision{}, status, nil)
+		return &revision.Status
+	}
+	s := mark(autoscaler.Status{Ready: 2, Desired: 2, Unready: 1, Proven: true})
+	if active := s.GetCondition(serving.RevisionActive); !active.IsTrue() || *s.ActualReplicas != 1 {
+		t.Errorf("with one of two unready: active %+v, %d replicas; want true, 1", active, *s.ActualReplicas)
+	}
+	s = mark(autoscaler.Status{Ready: 1, Desired: 1, Unready: 1, Proven: true})
+	active := s.GetCondition(serving.RevisionActive)
+	if !active.IsUnknown() || active.Reason != "Unready" || !strings.Contains(active.Message, "Requests wait") {
+		t.Errorf("with the only one unready: active %+v, want unknown, and why", active)
+	}
+	if !s.GetCondition(serving.RevisionReady).IsTrue() {
+		t.Errorf("with the only one unready: %+v, want a ready revision", s.Conditions)
 	}
 }

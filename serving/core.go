@@ -18,6 +18,8 @@ type (
 	ProbeHandler         = v1.ProbeHandler
 	TCPSocketAction      = v1.TCPSocketAction
 	HTTPGetAction        = v1.HTTPGetAction
+	GRPCAction           = v1.GRPCAction
+	ExecAction           = v1.ExecAction
 	PodSpec              = v1.PodSpec
 	ResourceList         = v1.ResourceList
 	LocalObjectReference = v1.LocalObjectReference
