@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -157,4 +158,22 @@ func TestApply_OwnsASecretsKeysHoweverTheyAreWritten(t *testing.T) {
 	if len(o.Data) != 1 || string(o.Data["a"]) != "one" {
 		t.Errorf("got data %s, want what was applied last", o.Data)
 	}
+}
+
+// The owner of a list or probe as a whole is asked whether it agrees with what is stored, which has defaults.
+func TestApply_OfTheSameByAnotherIsNoConflict(t *testing.T) {
+	s := newServer(t)
+	body := strings.Replace(helloYAML, "spec:\n", "spec:\n  traffic: [{percent: 100}]\n", 1) + "        readinessProbe: {httpGet: {path: /}}\n"
+	s.apply("one", "hello", body).want(t, 201)
+	s.do("PUT", services+"/hello?fieldManager=two", body, "Content-Type", "application/yaml").want(t, 200)
+	o := decoded[serving.Service](t, s.apply("three", "hello", body).want(t, 200))
+	var managers []string
+	for _, entry := range o.ManagedFields {
+		managers = append(managers, entry.Manager)
+	}
+	slices.Sort(managers)
+	if want := []string{"one", "three"}; !slices.Equal(managers, want) {
+		t.Errorf("the fields are owned by %q, want %q: the second changed nothing", managers, want)
+	}
+	s.apply("three", "hello", strings.Replace(body, "path: /", "path: /ready", 1)).refused(t, 409, v1.StatusReasonConflict, `conflict with "one"`, "readinessProbe")
 }

@@ -157,27 +157,52 @@ func fieldsOf(kind serving.Kind, o serving.Object) (*unstructured.Unstructured, 
 	return u, nil
 }
 
-// declared brings fields that a user wrote into the form in which they are stored and owned: a container without
-// a name gets the one that it will have, and a secret's stringData becomes data. o is the same as an object.
+// declared brings fields that a user wrote into the form in which they are stored and owned: a secret's stringData
+// becomes data, a container without a name gets the one that it will have, and what belongs to one owner as a whole
+// gets the defaults within it, without which it would differ from the stored. o is the same as an object.
 func declared(kind serving.Kind, fields *unstructured.Unstructured, o serving.Object) error {
 	if kind.Name == serving.KindSecret.Name && kind.Group == "" {
 		return encodeSecret(fields)
 	}
-	containers, inits := serving.ContainerNames(o)
-	for list, names := range map[string][]string{"containers": containers, "initContainers": inits} {
-		path := []string{"spec", "template", "spec", list}
-		given, _, _ := unstructured.NestedFieldNoCopy(fields.Object, path...)
-		written, _ := given.([]any)
-		for i, name := range names {
-			if i >= len(written) {
-				break
-			}
-			if container, ok := written[i].(map[string]any); ok {
-				container["name"] = name
+	if kind.Group != serving.Group {
+		return nil
+	}
+	complete, err := fieldsOf(kind, serving.Completed(o))
+	if err != nil {
+		return err
+	}
+	completeKeys(fields.Object["spec"], complete.Object["spec"], "traffic")
+	template := []string{"spec", "template", "spec"}
+	written, _, _ := unstructured.NestedFieldNoCopy(fields.Object, template...)
+	whole, _, _ := unstructured.NestedFieldNoCopy(complete.Object, template...)
+	for _, list := range []string{"containers", "initContainers"} {
+		have, with := listOf(written, list), listOf(whole, list)
+		for i := range min(len(have), len(with)) {
+			completeKeys(have[i], with[i], "livenessProbe", "readinessProbe", "startupProbe")
+			to, ok := have[i].(map[string]any)
+			if from, named := with[i].(map[string]any); ok && named {
+				to["name"] = from["name"]
 			}
 		}
 	}
 	return nil
+}
+
+// completeKeys replaces the values of keys that an object has by those that another has.
+func completeKeys(to, from any, keys ...string) {
+	written, _ := to.(map[string]any)
+	whole, _ := from.(map[string]any)
+	for _, key := range keys {
+		if value, ok := whole[key]; ok && written[key] != nil {
+			written[key] = value
+		}
+	}
+}
+
+func listOf(object any, key string) []any {
+	fields, _ := object.(map[string]any)
+	list, _ := fields[key].([]any)
+	return list
 }
 
 func encodeSecret(fields *unstructured.Unstructured) error {
