@@ -36,6 +36,7 @@ test: deps check
 
 # More flags: make conformance CONFORMANCE='-run TestService -v'. The one set of Go flags keeps one build cache.
 conformance: deps bin/berth
+	CGO_ENABLED=0 $(GO) test -C test/conformance -trimpath .
 	CGO_ENABLED=0 $(GO) build -C test/conformance -trimpath -o $(CURDIR)/bin/conformance/run .
 	bin/conformance/run $(CONFORMANCE)
 

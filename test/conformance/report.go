@@ -91,10 +91,11 @@ func (r *report) take(e event) {
 	}
 }
 
-// finish counts how the tests ended, and prints why those that did not end are missing. A test that was expected and
-// did not end has failed.
-func (r *report) finish() tally {
+// finish counts how the tests ended, and prints why those that did not end are missing, unless they were
+// interrupted. A test that was expected and did not end has failed.
+func (r *report) finish(interrupted bool) tally {
 	var count tally
+	quiet := interrupted || r.verbose
 	for _, name := range r.expected {
 		t := r.tests[name]
 		switch {
@@ -108,11 +109,14 @@ func (r *report) finish() tally {
 		case t.ended == "fail":
 			count.failed++
 		default:
-			fmt.Printf("FAIL  %s did not end\n%s", name, indented(t.output.String()))
+			fmt.Printf("FAIL  %s did not end\n", name)
+			if !quiet {
+				fmt.Print(indented(t.output.String()))
+			}
 			count.failed++
 		}
 	}
-	if count.all() != count.passed && !r.verbose {
+	if count.all() != count.passed && !quiet {
 		fmt.Print(indented(r.other.String()))
 	}
 	return count

@@ -73,7 +73,7 @@ func runSuites(ctx context.Context, o options, round int, kubeconfig, registry s
 		if err := s.run(ctx, o, round, kubeconfig, registry, r); err != nil {
 			return total, subtests, err
 		}
-		total.add(r.finish())
+		total.add(r.finish(ctx.Err() != nil))
 		subtests += r.subtests
 		if ctx.Err() != nil {
 			return total, subtests, context.Cause(ctx)
