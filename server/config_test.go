@@ -18,11 +18,12 @@ func TestConfig_NamesEverySettingThatCannotWork(t *testing.T) {
 	c.InsecureRegistries = []string{"http://registry"}
 	c.DockerConfig = "/does/not/exist"
 	c.RevisionTimeout = 2 * c.MaxRevisionTimeout
+	c.Issuer = "http://example.com/"
 	err := c.check()
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, flag := range []string{"domain", "state-dir", "pull-timeout", "max-queue", "cpu", "memory", "insecure-registry", "docker-config", "revision-timeout"} {
+	for _, flag := range []string{"issuer", "domain", "state-dir", "pull-timeout", "max-queue", "cpu", "memory", "insecure-registry", "docker-config", "revision-timeout"} {
 		if !strings.Contains(err.Error(), "--"+flag+" ") {
 			t.Errorf("--%s is not named in: %v", flag, err)
 		}

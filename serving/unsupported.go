@@ -53,6 +53,9 @@ func unsupportedPod(pod PodSpec) (refused *apis.FieldError) {
 	if len(pod.Containers) > 1 {
 		refused = refused.Also(refusal("Berth runs one container per instance; remove the others", "containers[1]"))
 	}
+	if n := len(pod.Volumes); n > mostVolumes {
+		refused = refused.Also(refusal(fmt.Sprintf("there are %d volumes, and %d is the most that an instance can have", n, mostVolumes), "volumes"))
+	}
 	for i, v := range pod.Volumes {
 		refused = refused.Also(unsupportedVolume(v).ViaFieldIndex("volumes", i))
 	}
@@ -64,6 +67,9 @@ func unsupportedPod(pod PodSpec) (refused *apis.FieldError) {
 }
 
 func unsupportedContainer(c Container) (refused *apis.FieldError) {
+	if n := len(c.VolumeMounts); n > mostMounts {
+		refused = refused.Also(refusal(fmt.Sprintf("there are %d mounts, and %d is the most that a container can have", n, mostMounts), "volumeMounts"))
+	}
 	for i, m := range c.VolumeMounts {
 		refused = refused.Also(unsupportedMount(m).ViaFieldIndex("volumeMounts", i))
 	}

@@ -18,6 +18,12 @@ const (
 	MostTokenSeconds  = 1 << 32
 
 	mostFileMode = 0o777
+
+	// What bounds the work of making an instance.
+	mostVolumes = 128
+	mostMounts  = 256 // of a container
+	longestName = 255 // in bytes, as of all files
+	longestPath = 1024
 )
 
 // DownwardFields are the fields of a pod that a volume can have as files. labels and annotations are all of them, and
@@ -112,15 +118,17 @@ func unsupportedItems(items []KeyToPath) (refused *apis.FieldError) {
 
 // unsupportedPath refuses paths of files that are not in their volume. Knative refuses those that are empty.
 func unsupportedPath(name string) *apis.FieldError {
-	if name == "" || isInside(name) && !strings.HasPrefix(name, "..") && path.Clean(name) != "." {
+	if name == "" || isInside(name) && !strings.HasPrefix(path.Clean(name), "..") && path.Clean(name) != "." {
 		return nil
 	}
-	return refusal(fmt.Sprintf("%q is not the path of a file in the volume: give a relative one that has no \"..\" and does not begin with two dots", name), "path")
+	return refusal(fmt.Sprintf("%.300q is not the path of a file in the volume: give a relative one that has no \"..\", does not begin with two dots, "+
+		"and is not longer than %d bytes, or %d a name", name, longestPath, longestName), "path")
 }
 
-// isInside reports whether a path does not lead out of where it begins.
+// isInside reports whether a path does not lead out of where it begins, and can be one.
 func isInside(name string) bool {
-	return !path.IsAbs(name) && !slices.Contains(strings.Split(name, "/"), "..")
+	return !path.IsAbs(name) && len(name) <= longestPath && !strings.Contains(name, "\x00") &&
+		!slices.ContainsFunc(strings.Split(name, "/"), func(part string) bool { return part == ".." || len(part) > longestName })
 }
 
 func unsupportedMode(mode *int32, field string) *apis.FieldError {
@@ -137,7 +145,11 @@ func unsupportedMount(m VolumeMount) (refused *apis.FieldError) {
 		}
 	}
 	if !isInside(m.SubPath) {
-		refused = refused.Also(refusal(fmt.Sprintf("%q is not a path in the volume: give a relative one without \"..\"", m.SubPath), "subPath"))
+		refused = refused.Also(refusal(fmt.Sprintf("%.300q is not a path in the volume: give a relative one without \"..\", not longer than %d bytes, or %d a name",
+			m.SubPath, longestPath, longestName), "subPath"))
+	}
+	if len(m.MountPath) > longestPath || strings.Contains(m.MountPath, "\x00") {
+		refused = refused.Also(refusal(fmt.Sprintf("%.300q is not a path of at most %d bytes", m.MountPath, longestPath), "mountPath"))
 	}
 	return refused
 }

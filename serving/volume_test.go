@@ -56,6 +56,11 @@ func TestAdmit_RefusesVolumesThatCannotBe(t *testing.T) {
 		{"emptyDir: {}", "mountPath: /proc/self", "spec.template.spec.containers[0].volumeMounts[0].mountPath"},
 		{"emptyDir: {}", "mountPath: /sys", "spec.template.spec.containers[0].volumeMounts[0].mountPath"},
 		{"emptyDir: {}", "mountPath: /v, subPath: a/../../b", "spec.template.spec.containers[0].volumeMounts[0].subPath"},
+		{"emptyDir: {}", "mountPath: /v, subPath: " + strings.Repeat("x", 256), "spec.template.spec.containers[0].volumeMounts[0].subPath"},
+		{"emptyDir: {}", "mountPath: /" + strings.Repeat("x/", 600), "spec.template.spec.containers[0].volumeMounts[0].mountPath"},
+		{"configMap: {name: c, items: [{key: k, path: " + strings.Repeat("x", 256) + "}]}", "", "spec.template.spec.volumes[0].configMap.items[0].path"},
+		{"emptyDir: {}}" + strings.Repeat(", {name: w, emptyDir: {}}", 128) + ", {name: x, emptyDir: {}", "", "spec.template.spec.volumes"},
+		{"emptyDir: {}", "mountPath: /v}" + strings.Repeat(", {name: v, mountPath: /w}", 256) + ", {name: v, mountPath: /x", "spec.template.spec.containers[0].volumeMounts"},
 		{"emptyDir: {}", "mountPath: /v, subPath: /etc", "spec.template.spec.containers[0].volumeMounts[0].subPath"},
 	} {
 		status := refusal(t, serving.Change{New: withVolume(t, test.volume, test.mount)})

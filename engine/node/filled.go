@@ -17,7 +17,7 @@ import (
 	"github.com/berth-run/berth/engine"
 )
 
-// Limits on the files of one volume. They are in the server's memory.
+// Limits on the files of all volumes of an instance, which are in the engine's memory.
 const (
 	maxVolumeBytes = 16 << 20
 	maxVolumeFiles = 4096
@@ -40,6 +40,8 @@ type filled struct {
 	points []string // paths in the volume where others are mounted, directories
 
 	files []engine.File     // read and not yet written
+	count int               // of the files that were read last
+	bytes int               // in these files
 	sum   [sha256.Size]byte // of the files that are written
 	held  map[string]string // directories of files that a container has mounted a part of, by container
 	// current is the directory that ..data leads to, by its name.
@@ -54,9 +56,6 @@ func (f *filled) load(ctx context.Context) error {
 	}
 	files = slices.Clone(files)
 	slices.SortFunc(files, func(a, b engine.File) int { return strings.Compare(a.Path, b.Path) })
-	if len(files) > maxVolumeFiles {
-		return fmt.Errorf("there are %d files in it, and %d is the most that is taken", len(files), maxVolumeFiles)
-	}
 	size := 0
 	known := map[string]bool{}
 	for _, file := range files {
@@ -74,10 +73,7 @@ func (f *filled) load(ctx context.Context) error {
 		known[file.Path] = true
 		size += len(file.Data)
 	}
-	if size > maxVolumeBytes {
-		return fmt.Errorf("its files have %d bytes, and %d is the most that is taken", size, maxVolumeBytes)
-	}
-	f.files = files
+	f.files, f.count, f.bytes = files, len(files), size
 	return nil
 }
 
@@ -114,7 +110,7 @@ func (f *filled) write() error {
 		return err
 	}
 	if err := f.writeInto(next); err != nil {
-		return errors.Join(err, os.RemoveAll(next))
+		return errors.Join(reason(err), os.RemoveAll(next))
 	}
 	f.current = filepath.Base(next)
 	if err := errors.Join(f.link(), f.removeOld()); err != nil {

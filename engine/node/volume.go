@@ -23,6 +23,10 @@ import (
 	"github.com/berth-run/berth/engine"
 )
 
+// maxVolumes is the most volumes of an instance, each of which can be a mount of the engine's. Package serving refuses
+// more with its own words.
+const maxVolumes = 128
+
 // volumeRefresh is how often the files of a volume are read again, unless Config says otherwise.
 const volumeRefresh = time.Minute
 
@@ -59,6 +63,9 @@ func (e *Engine) openVolumes(ctx context.Context, id string, spec engine.Spec, m
 	if len(spec.Volumes) == 0 {
 		return nil, nil
 	}
+	if len(spec.Volumes) > maxVolumes {
+		return nil, volumeError("there are %d volumes, and %d is the most that an instance can have", len(spec.Volumes), maxVolumes)
+	}
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
 	v := &volumes{
 		dir: filepath.Join(e.volumes, id), owner: m.outside(0), namespace: e.namespace, stop: stop,
@@ -74,7 +81,7 @@ func (e *Engine) openVolumes(ctx context.Context, id string, spec engine.Spec, m
 		}
 		tended = true
 		one.files = &filled{dir: one.dir, owner: v.owner, read: declared.Files(id), points: mountPoints(spec, declared.Name), held: map[string]string{}}
-		if err := one.files.load(ctx); err != nil {
+		if err := v.load(ctx, one.files); err != nil {
 			stop()
 			return nil, volumeError("filling volume %q: %w", declared.Name, err)
 		}
@@ -120,6 +127,24 @@ func (v *volumes) make() error {
 	return nil
 }
 
+// load reads the files of one volume, and sees to it that all volumes together are within the limits.
+func (v *volumes) load(ctx context.Context, f *filled) error {
+	if err := f.load(ctx); err != nil {
+		return err
+	}
+	count, bytes := 0, 0
+	for _, one := range v.all {
+		if one.files != nil {
+			count, bytes = count+one.files.count, bytes+one.files.bytes
+		}
+	}
+	if count > maxVolumeFiles || bytes > maxVolumeBytes {
+		return fmt.Errorf("the instance's volumes have %d files with %d bytes, and %d files with %d bytes are the most that an instance can have",
+			count, bytes, maxVolumeFiles, maxVolumeBytes)
+	}
+	return nil
+}
+
 // tend keeps the volumes that the platform fills as they should be, until ctx ends.
 func (v *volumes) tend(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
@@ -135,7 +160,7 @@ func (v *volumes) tend(ctx context.Context, every time.Duration) {
 			if one.files == nil {
 				continue
 			}
-			err := one.files.load(ctx)
+			err := v.load(ctx, one.files)
 			if err == nil {
 				err = v.namespace.do(func() error {
 					v.mu.Lock()

@@ -351,7 +351,7 @@ func TestVolume_OutlivesTheRestartOfAContainer(t *testing.T) {
 		}
 		conf.set(nil, text("a", "2"))
 		one := i.volumes.all["conf"].files
-		if err := one.load(t.Context()); err != nil { // as a minute later
+		if err := i.volumes.load(t.Context(), one); err != nil { // as a minute later
 			t.Fatal(err)
 		}
 		if err := e.namespace.do(one.replace); err != nil {
@@ -388,4 +388,60 @@ func TestVolume_OutlivesTheRestartOfAContainer(t *testing.T) {
 			t.Errorf("%d versions of the files are held", n)
 		}
 	})
+}
+
+func TestVolume_AllOfAnInstanceAreWithinTheLimits(t *testing.T) {
+	e := openRefreshing(t, new(bytes.Buffer))
+	half := engine.File{Path: "half", Data: make([]byte, maxVolumeBytes/2)}
+	many := make([]engine.File, maxVolumeFiles)
+	for i := range many {
+		many[i] = text(fmt.Sprint(i), "")
+	}
+	for says, volumes := range map[string][]engine.Volume{
+		"bytes":       {enginetest.Filled("a", half), enginetest.Filled("b", half), enginetest.Filled("c", text("one", "1"))},
+		"files":       {enginetest.Filled("a", many...), enginetest.Filled("b", text("one", "1"))},
+		"129 volumes": make([]engine.Volume, maxVolumes+1),
+	} {
+		v, err := e.openVolumes(t.Context(), "limits", engine.Spec{Volumes: volumes}, ids{})
+		if err == nil {
+			v.close()
+		}
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, want %q", err, says)
+		}
+	}
+	v, err := e.openVolumes(t.Context(), "limits", engine.Spec{Volumes: []engine.Volume{enginetest.Filled("a", half), enginetest.Filled("b", half)}}, ids{})
+	if err != nil {
+		t.Fatalf("just within: %v", err)
+	}
+	if err := v.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestVolume_WithoutUserNamespaces(t *testing.T) {
+	dir := t.TempDir()
+	images, err := image.Open(filepath.Join(dir, "images"), image.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer images.Close()
+	e, err := Open(Config{
+		Dir: filepath.Join(dir, "node"), Images: images, Network: netip.MustParsePrefix("10.213.0.0/16"), LogKeep: LeastLogKeep, UserNamespaces: UserNamespacesOff,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	i := enginetest.New(t, e).Start(t, func(spec *engine.Spec) {
+		spec.Container.User = new(int64(1000))
+		spec.Volumes = []engine.Volume{enginetest.Filled("conf", text("a", "1")), {Name: "scratch"}}
+		spec.Container.Mounts = []engine.Mount{{Volume: "conf", Path: "/conf"}, {Volume: "scratch", Path: "/scratch", SubPath: "part"}}
+	}, "serve")
+	if got := enginetest.Get(t, i, "/read?path=/conf/a") + enginetest.Get(t, i, "/stat?path=/conf/a"); got != "1-rw-r--r-- 0:0" {
+		t.Errorf("got %q", got)
+	}
+	if status, body := enginetest.Request(t, i, "POST", "/write?mib=1&path=/scratch/file"); status != 200 {
+		t.Error(body)
+	}
 }
