@@ -203,6 +203,9 @@ func volumesThatCannotBeAreRefused(t *testing.T, s *Suite) {
 		{Filled("conf", engine.File{Path: "../a"}), engine.Mount{Volume: "conf", Path: "/conf"}, `"../a"`},
 		{Filled("conf", engine.File{Path: "..data"}), engine.Mount{Volume: "conf", Path: "/conf"}, `"..data"`},
 		{Filled("conf", engine.File{Path: "big", Data: make([]byte, 17<<20)}), engine.Mount{Volume: "conf", Path: "/conf"}, "bytes"},
+		{conf, engine.Mount{Volume: "conf", Path: "/bin/program/x"}, "not a directory"},
+		{conf, engine.Mount{Volume: "conf", Path: "/etc/passwd"}, "the image has a file"},
+		{conf, engine.Mount{Volume: "conf", Path: "/etc", SubPath: "a"}, "the image has a directory"},
 		{
 			engine.Volume{Name: "conf", Files: func(string) func(context.Context) ([]engine.File, error) {
 				return func(context.Context) ([]engine.File, error) { return nil, fmt.Errorf("no such thing") }

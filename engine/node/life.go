@@ -95,6 +95,9 @@ func (l *life) prepareRootfs(b *bundle, layers []string) error {
 	if b.volumes, err = i.volumes.mounts(*c.spec); err != nil {
 		return err
 	}
+	if err := l.rootfs.checkMountPoints(b.volumes); err != nil {
+		return err
+	}
 	return b.write(l.rootfs.dir)
 }
 

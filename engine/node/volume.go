@@ -232,6 +232,40 @@ func (v *volumes) mounts(c engine.Container) ([]specs.Mount, error) {
 	return all, nil
 }
 
+// checkMountPoints sees to it that volumes can be mounted where they are to be; of the runtime's errors nobody could
+// tell. What is to be in another volume is the runtime's to find out.
+func (r *rootfs) checkMountPoints(mounts []specs.Mount) error {
+	for n, m := range mounts {
+		if slices.ContainsFunc(mounts[:n], func(outer specs.Mount) bool { return below(m.Destination, outer.Destination) }) {
+			continue
+		}
+		source, err := os.Stat(m.Source)
+		if err != nil {
+			return fmt.Errorf("looking at what is to be mounted at %q: %w", m.Destination, err)
+		}
+		point, err := r.openIn(m.Destination, unix.O_PATH, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = r.mkdirAll(path.Dir(m.Destination)); err == nil {
+				continue // the runtime makes the last of them, a directory or a file
+			}
+		}
+		if err != nil {
+			return volumeError("nothing can be mounted at %q in the image: %w", m.Destination, reason(err))
+		}
+		there, err := point.Stat()
+		point.Close()
+		switch {
+		case err != nil:
+			return fmt.Errorf("looking at %q in the image: %w", m.Destination, err)
+		case there.IsDir() && !source.IsDir():
+			return volumeError("a file is to be mounted at %q, where the image has a directory: add the file's name to the path", m.Destination)
+		case !there.IsDir() && source.IsDir():
+			return volumeError("a directory is to be mounted at %q, where the image has a file: mount it elsewhere, or one of its files by subPath", m.Destination)
+		}
+	}
+	return nil
+}
+
 // part mounts a part of an empty volume where the runtime finds it by a path that no container can change meanwhile:
 // those that are in the volume are in containers' hands. What is missing is made, a directory.
 func (v *volumes) part(one *volume, subPath, container string) (string, error) {
