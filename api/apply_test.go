@@ -177,3 +177,12 @@ func TestApply_OfTheSameByAnotherIsNoConflict(t *testing.T) {
 	}
 	s.apply("three", "hello", strings.Replace(body, "path: /", "path: /ready", 1)).refused(t, 409, v1.StatusReasonConflict, `conflict with "one"`, "readinessProbe")
 }
+
+func TestPut_TakesAListWhoseElementsHaveNoKeys(t *testing.T) {
+	s := newServer(t)
+	spec := strings.Replace(hello("hello"), `"containers"`, `"imagePullSecrets":[{},{"name":"pull"}],"containers"`, 1)
+	o := decoded[serving.Service](t, s.created(services, spec))
+	if len(o.Spec.Template.Spec.ImagePullSecrets) != 2 || len(o.ManagedFields) != 1 {
+		t.Errorf("got %v, managedFields %v", o.Spec.Template.Spec.ImagePullSecrets, o.ManagedFields)
+	}
+}

@@ -135,7 +135,9 @@ func (a *api) own(kind serving.Kind, by writer, old, o serving.Object) error {
 	}
 	owned, err := manager.Update(before, after, by.manager)
 	if err != nil {
-		return fmt.Errorf("finding the owners of the fields of %s %q: %w", kind, o.GetName(), err)
+		// An element of a list without its key, for one: as in Kubernetes that is no reason to refuse the write.
+		a.Logger.Warn("the owners of an object's fields stay as they were", "kind", kind.String(), "namespace", o.GetNamespace(), "name", o.GetName(), "error", err)
+		owned = before
 	}
 	o.SetManagedFields(owned.(*unstructured.Unstructured).GetManagedFields())
 	return nil

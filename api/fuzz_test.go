@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -67,7 +68,7 @@ func fuzzed(f *testing.F) *api {
 	if err != nil {
 		f.Fatal(err)
 	}
-	return &api{Config: Config{Admission: admission, User: "fuzz"}}
+	return &api{Config: Config{Admission: admission, User: "fuzz", Logger: slog.New(slog.DiscardHandler)}}
 }
 
 // store does what a write does between its body and the store, and checks what would be stored: it is valid, it

@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -177,7 +178,7 @@ func TestFieldManager_KnowsEveryKind(t *testing.T) {
 }
 
 func BenchmarkOwn(b *testing.B) {
-	a := new(api)
+	a := &api{Config: Config{Logger: slog.New(slog.DiscardHandler)}}
 	o := serving.KindService.New().(*serving.Service)
 	o.Name = "a"
 	o.Spec.Template.Spec.Containers = []serving.Container{{Image: "x", Env: []serving.EnvVar{{Name: "A", Value: "b"}}}}

@@ -19,8 +19,9 @@ var mergeKeys = map[string][]any{
 
 // defaultValues are the values that fields have when they are left out. A key of a list needs its own.
 var defaultValues = map[string]any{
-	core + "ContainerPort.protocol": "TCP",
-	core + "ServicePort.protocol":   "TCP",
+	core + "ContainerPort.protocol":    "TCP",
+	core + "LocalObjectReference.name": "",
+	core + "ServicePort.protocol":      "TCP",
 }
 
 // atomicTypes belong to one writer as a whole.
