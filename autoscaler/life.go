@@ -260,7 +260,6 @@ func (a *Autoscaler) turned(ctx context.Context, f *fleet, m *member, ready bool
 		a.tell(f, m, Unready, 0, "")
 		m.unreadySince = now
 	}
-	a.change(f)
 	a.look(ctx, f)
 }
 
