@@ -278,10 +278,6 @@ func inOrderOf(declared []serving.Container, containers []engine.ContainerStatus
 
 // containerStatus is a container's state in Kubernetes' terms.
 func containerStatus(c engine.ContainerStatus, instance autoscaler.InstanceStatus) serving.PodContainerStatus {
-	if c.Since.IsZero() {
-		c.Since = instance.Since
-	}
-	c.Ready = c.Ready || len(instance.Containers) == 1 && instance.State == engine.Ready && !instance.Unready
 	started := c.Started && c.State == engine.ContainerRunning
 	status := serving.PodContainerStatus{
 		Name: c.Name, ImageID: c.Image, ContainerID: "berth://" + instance.ID + "/" + c.Name,
@@ -302,10 +298,9 @@ func containerStatus(c engine.ContainerStatus, instance autoscaler.InstanceStatu
 		status.State.Waiting = &serving.ContainerStateWaiting{Reason: reason}
 	}
 	if c.LastExit != nil {
-		status.LastTerminationState.Terminated = terminated(c.LastExit, "")
-		if c.State == engine.ContainerRunning || c.State == engine.ContainerWaiting {
-			status.LastTerminationState.Terminated.FinishedAt = at
-		}
+		last := terminated(c.LastExit, "")
+		last.StartedAt, last.FinishedAt = at, at // as good as it is known here
+		status.LastTerminationState.Terminated = last
 	}
 	return status
 }
@@ -332,15 +327,18 @@ func terminated(exit *engine.Exit, reason string) *serving.ContainerStateTermina
 	return t
 }
 
-// keepTimes keeps what a status said before of times that the engine does not tell any more.
+// keepTimes sets the times of how a container ended from what its status said before: the engine does not tell them
+// any more.
 func keepTimes(status *serving.PodContainerStatus, old serving.PodContainerStatus) {
-	if status.RestartCount == old.RestartCount && old.LastTerminationState.Terminated != nil && status.LastTerminationState.Terminated != nil {
-		*status.LastTerminationState.Terminated = *old.LastTerminationState.Terminated
-	}
 	if ended := status.State.Terminated; ended != nil && old.State.Running != nil {
 		ended.StartedAt = old.State.Running.StartedAt
 	}
-	if last := status.LastTerminationState.Terminated; last != nil && last.StartedAt.IsZero() && old.State.Running != nil && status.RestartCount > old.RestartCount {
-		last.StartedAt = old.State.Running.StartedAt
+	last := status.LastTerminationState.Terminated
+	switch {
+	case last == nil:
+	case old.State.Running != nil && (status.State.Waiting != nil || status.RestartCount > old.RestartCount):
+		last.StartedAt = old.State.Running.StartedAt // it ended since
+	case old.LastTerminationState.Terminated != nil && status.RestartCount <= old.RestartCount+1:
+		last.StartedAt, last.FinishedAt = old.LastTerminationState.Terminated.StartedAt, old.LastTerminationState.Terminated.FinishedAt
 	}
 }
