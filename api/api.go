@@ -26,13 +26,21 @@ const (
 
 	bodyTimeout  = 30 * time.Second // to send a body
 	writeTimeout = 30 * time.Second // for a reader of a stream to take one event
+
+	maxMessage     = 1 << 20          // bytes of one message of a connection that was upgraded
+	maxFrame       = 128 << 10        // bytes of one frame of SPDY, of which up to 250 wait to be read
+	maxForwarded   = 256              // connections through one port-forward at once
+	streamPatience = 30 * time.Second // for a client to open the streams that belong together
+	idleTimeout    = 4 * time.Hour    // without a byte, after which a command or a port-forward is ended, as in Kubernetes
 )
 
-// Config is what the API is made of. Store, Engine, Instances, Admission, Token and Logger must be set.
+// Config is what the API is made of. Store, Engine, Instances, Instance, Admission,
+// Token and Logger must be set.
 type Config struct {
 	Store     store.Store
 	Engine    Engine
 	Instances func() []autoscaler.InstanceStatus // those there are now, in any order
+	Instance  func(id string) engine.Instance    // nil when there is none
 
 	// Admission completes what users write and decides what is stored.
 	Admission *serving.Admission
@@ -50,7 +58,7 @@ type Config struct {
 	// Ready says why the platform does not take requests yet; nil means that it is always ready.
 	Ready func() error
 
-	// MaxWatches is the most watches and followed logs at once; 0 is 1000.
+	// MaxWatches is the most watches, followed logs, commands and forwarded ports at once; 0 is 1000.
 	MaxWatches int
 
 	Logger *slog.Logger

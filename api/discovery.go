@@ -106,6 +106,15 @@ func (a *api) apiResources(gv schema.GroupVersion) handler {
 	return func(http.ResponseWriter, *http.Request) (any, error) { return resources(gv), nil }
 }
 
+// podSubresources are what can be done with a pod.
+func podSubresources() []v1.APIResource {
+	return []v1.APIResource{
+		{Name: "pods/exec", Namespaced: true, Kind: "PodExecOptions", Verbs: v1.Verbs{"create", "get"}},
+		{Name: "pods/log", Namespaced: true, Kind: serving.KindPod.Name, Verbs: v1.Verbs{"get"}},
+		{Name: "pods/portforward", Namespaced: true, Kind: "PodPortForwardOptions", Verbs: v1.Verbs{"create", "get"}},
+	}
+}
+
 func resources(gv schema.GroupVersion) v1.APIResourceList {
 	l := v1.APIResourceList{
 		TypeMeta: v1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: gv.String(), APIResources: []v1.APIResource{},
@@ -141,6 +150,9 @@ func resources(gv schema.GroupVersion) v1.APIResourceList {
 			l.APIResources = append(l.APIResources, v1.APIResource{
 				Name: k.Plural + "/status", Namespaced: k.Namespaced, Kind: k.Name, Verbs: verbs,
 			})
+		}
+		if k.String() == serving.KindPod.String() {
+			l.APIResources = append(l.APIResources, podSubresources()...)
 		}
 	}
 	return l

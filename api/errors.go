@@ -157,7 +157,7 @@ func headerTooLarge(size int) *statusError {
 
 func tooManyStreams(limit int) *statusError {
 	e := failure(http.StatusTooManyRequests, v1.StatusReasonTooManyRequests,
-		fmt.Sprintf("%d watches and followed logs are open, the most at once; end some, or try again later", limit))
+		fmt.Sprintf("%d watches, followed logs, commands and forwarded ports are open, the most at once; end some, or try again later", limit))
 	e.status.Details = &v1.StatusDetails{RetryAfterSeconds: 5}
 	return e
 }

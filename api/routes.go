@@ -34,6 +34,9 @@ type route struct {
 	kind    serving.Kind // what errors are about; the zero Kind for none
 }
 
+// podPath is where one pod is.
+const podPath = "/api/v1/namespaces/{namespace}/pods/{name}"
+
 // routes is the table of all that the API serves.
 func (a *api) routes() []route {
 	none := serving.Kind{}
@@ -53,7 +56,12 @@ func (a *api) routes() []route {
 		{"GET", "/apis/berth.run/v1/instances", token, a.instances, none},
 		{"GET", "/apis/berth.run/v1/namespaces/{namespace}/instances", token, a.instances, none},
 		{"GET", "/apis/berth.run/v1/namespaces/{namespace}/services/{name}/log", token, a.log, serving.KindService},
-		{"GET", "/api/v1/namespaces/{namespace}/pods/{name}/log", token, a.podLog, serving.KindPod},
+		{"GET", podPath + "/log", token, a.podLog, serving.KindPod},
+		{"GET", podPath + "/exec", token, a.exec, serving.KindPod},
+		{"POST", podPath + "/exec", token, a.exec, serving.KindPod},
+		{"GET", podPath + "/portforward", token, a.portForward, serving.KindPod},
+		{"POST", podPath + "/portforward", token, a.portForward, serving.KindPod},
+		{"", podPath + "/attach", token, noAttach, serving.KindPod},
 		{"", "/v2/", registry, handOver(a.Registry), none},
 		{"GET", "/metrics", token, handOver(a.Metrics), none},
 	}
@@ -94,6 +102,9 @@ func (a *api) routes() []route {
 // served says which routes of kinds there are: revisions are made by the platform only (contract KA3), read-only
 // kinds can be deleted and not written, and namespaces go one at a time.
 func served(rt route) bool {
+	if rt.pattern == podPath+"/exec" || rt.pattern == podPath+"/portforward" {
+		return true // they change no object
+	}
 	if rt.kind.ReadOnly && slices.Contains([]string{"POST", "PUT", "PATCH"}, rt.method) {
 		return false
 	}

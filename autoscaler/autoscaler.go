@@ -188,6 +188,19 @@ func (a *Autoscaler) Instances() []InstanceStatus {
 	return all
 }
 
+// Instance returns the instance that has an ID, or nil when there is none.
+func (a *Autoscaler) Instance(id string) engine.Instance {
+	var found engine.Instance
+	a.eachPublished(func(_ *fleet, p *published) {
+		for i := range p.instances {
+			if p.instances[i].ID == id {
+				found = p.live[i]
+			}
+		}
+	})
+	return found
+}
+
 func (a *Autoscaler) eachPublished(visit func(*fleet, *published)) {
 	a.mu.RLock()
 	defer a.mu.RUnlock()

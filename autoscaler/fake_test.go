@@ -414,6 +414,10 @@ func (i *fakeInstance) Readiness() <-chan bool { return i.readiness }
 
 func (i *fakeInstance) Drain() { i.drained.Store(true) }
 
+func (*fakeInstance) DialPort(context.Context, int) (net.Conn, error) {
+	return nil, errors.ErrUnsupported
+}
+
 func (*fakeInstance) Exec(context.Context, engine.Command) (int, error) {
 	return 0, errors.ErrUnsupported
 }

@@ -247,6 +247,10 @@ func (i *fakeInstance) Stages() []engine.Stage {
 
 func (*fakeInstance) Readiness() <-chan bool { return nil }
 
+func (*fakeInstance) DialPort(context.Context, int) (net.Conn, error) {
+	return nil, errors.ErrUnsupported
+}
+
 func (*fakeInstance) Exec(context.Context, engine.Command) (int, error) {
 	return 0, errors.ErrUnsupported
 }

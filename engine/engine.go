@@ -46,6 +46,9 @@ type Instance interface {
 	// Dial opens a connection to the port that requests go to.
 	Dial(ctx context.Context) (net.Conn, error)
 
+	// DialPort opens a connection to any port that a program of the instance listens on, on loopback only too.
+	DialPort(ctx context.Context, port int) (net.Conn, error)
+
 	// Stop sends SIGTERM, waits for at most grace, sends SIGKILL, and gives back what the instance held.
 	// It returns when nothing of the instance is left. Calling it again waits for the first call.
 	// An instance that was never started is removed without a signal to user code.

@@ -182,6 +182,10 @@ func waitForLoad(t testing.TB, a *Activator, inFlight, waiting int) {
 
 func (*fakeInstance) Readiness() <-chan bool { return nil }
 
+func (*fakeInstance) DialPort(context.Context, int) (net.Conn, error) {
+	return nil, errors.ErrUnsupported
+}
+
 func (*fakeInstance) Exec(context.Context, engine.Command) (int, error) {
 	return 0, errors.ErrUnsupported
 }

@@ -480,6 +480,10 @@ func TestHost_TakenByAnotherServiceIsServedOnceItIsFree(t *testing.T) {
 
 func (*fakeInstance) Readiness() <-chan bool { return nil }
 
+func (*fakeInstance) DialPort(context.Context, int) (net.Conn, error) {
+	return nil, errors.ErrUnsupported
+}
+
 func (*fakeInstance) Exec(context.Context, engine.Command) (int, error) {
 	return 0, errors.ErrUnsupported
 }

@@ -137,7 +137,8 @@ func open(config Config) (_ *server, err error) {
 	s.autoscaler.OnChange, s.autoscaler.OnInstances = s.reconciler.Changed, s.reconciler.InstancesChanged
 	s.autoscaler.OnEvent = s.reconciler.Happened
 	handler := api.New(api.Config{
-		Store: s.store, Admission: admission, Token: token, Engine: s.engine, Instances: s.autoscaler.Instances, Identity: issuer,
+		Store: s.store, Admission: admission, Token: token, Engine: s.engine, Identity: issuer,
+		Instances: s.autoscaler.Instances, Instance: s.autoscaler.Instance,
 		Registry: s.images.Registry(), Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
 		Ready: s.readiness, Version: Version(), Logger: s.logger,
 	})

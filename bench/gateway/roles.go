@@ -93,6 +93,8 @@ func (l *listening) Dial(ctx context.Context) (net.Conn, error) {
 
 func (*listening) Readiness() <-chan bool { return nil }
 
+func (*listening) DialPort(context.Context, int) (net.Conn, error) { return nil, errors.ErrUnsupported }
+
 func (*listening) Exec(context.Context, engine.Command) (int, error) { return 0, errors.ErrUnsupported }
 
 func (*listening) Containers() []engine.ContainerStatus { return nil }
