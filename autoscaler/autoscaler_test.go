@@ -730,6 +730,7 @@ func TestAutoscaler_ScalesInTheIdlestInstancesFirst(t *testing.T) {
 			left = append(left, i.ID)
 		}
 		want := []string{e.starts[2].id, e.starts[4].id}
+		slices.Sort(want)
 		slices.Sort(left)
 		if diff := cmp.Diff(want, left); diff != "" {
 			t.Errorf("instances left (-want +got):\n%s", diff)
