@@ -136,6 +136,7 @@ type Found struct {
 	UID, GID, PID int
 	Groups        []int
 	Stdin, Status string
+	Cgroup        string
 	StdinError    bool
 }
 
@@ -178,6 +179,19 @@ func Run(t *testing.T, newEngine func(t *testing.T) engine.Engine) {
 		"StartEndsWithItsContext":                 startEndsWithItsContext,
 		"LogsAreKeptAfterTheInstance":             logsAreKeptAfterTheInstance,
 		"LogsFollow":                              logsFollow,
+		"SidecarsShareTheNetwork":                 sidecarsShareTheNetwork,
+		"SidecarThatEndsBeforeReadyIsNamed":       sidecarThatEndsBeforeReady,
+		"SidecarsProbeIsWaitedFor":                sidecarsProbeIsWaitedFor,
+		"SidecarThatEndsIsStartedAgain":           sidecarThatEndsIsStartedAgain,
+		"OutOfMemoryOfASidecarEndsTheInstance":    outOfMemoryOfASidecar,
+		"StopLetsEveryContainerSayGoodbye":        stopLetsEveryContainerSayGoodbye,
+		"LogsAreOfEachContainer":                  logsAreOfEachContainer,
+		"ExecRunsAsTheContainerDoes":              execRunsAsTheContainerDoes,
+		"ExecConnectsStreams":                     execConnectsStreams,
+		"ExecEndsWithItsContext":                  execEndsWithItsContext,
+		"ExecHasATerminal":                        execHasATerminal,
+		"ExecThatCannotBeIsExplained":             execThatCannotBe,
+		"ExecEndsWithTheInstance":                 execEndsWithTheInstance,
 		"TwentyInstancesStartAtOnce":              twentyInstancesStartAtOnce,
 		"VolumeHasItsFiles":                       volumeHasItsFiles,
 		"VolumeIsMountedInParts":                  volumeIsMountedInParts,

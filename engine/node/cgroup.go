@@ -272,18 +272,27 @@ func killAll(directory string) []int {
 		if err != nil || !entry.IsDir() {
 			return nil // it went away under our eyes
 		}
-		pids, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		if err != nil {
-			return nil
-		}
-		for field := range strings.FieldsSeq(string(pids)) {
-			// 0 is a process that this PID namespace does not show.
-			if pid, err := strconv.Atoi(field); err == nil && pid > 0 && pid != os.Getpid() {
-				found = append(found, pid)
-				_ = unix.Kill(pid, unix.SIGKILL)
-			}
+		for _, pid := range processesIn(path) {
+			found = append(found, pid)
+			_ = unix.Kill(pid, unix.SIGKILL)
 		}
 		return nil
 	})
 	return found
+}
+
+// processesIn lists the processes in a cgroup, without this one.
+func processesIn(directory string) []int {
+	text, err := os.ReadFile(filepath.Join(directory, "cgroup.procs"))
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for field := range strings.FieldsSeq(string(text)) {
+		// 0 is a process that this PID namespace does not show.
+		if pid, err := strconv.Atoi(field); err == nil && pid > 0 && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -43,6 +42,7 @@ type instance struct {
 	exited    chan struct{}
 	exit      engine.Exit // written before exited is closed
 
+	execs    sync.WaitGroup // commands that are being started
 	stopOnce sync.Once
 	stopped  chan struct{}
 
@@ -173,11 +173,6 @@ func (i *instance) publish() {
 
 // Address is the instance's address in the instance network.
 func (i *instance) Address() netip.Addr { return i.link.address }
-
-// Exec implements engine.Instance.
-func (i *instance) Exec(context.Context, engine.Command) (int, error) {
-	return 0, fmt.Errorf("running a command in instance %q: %w", i.id, errors.ErrUnsupported)
-}
 
 // Containers implements engine.Instance.
 func (i *instance) Containers() []engine.ContainerStatus {
@@ -332,6 +327,7 @@ func (i *instance) Stop(grace time.Duration) {
 			i.terminate(grace)
 		}
 		i.kill()
+		i.execs.Wait()
 		i.remove()
 	})
 	<-i.stopped

@@ -195,10 +195,12 @@ func TestCrashingServer(t *testing.T) {
 	}
 	e := openEngine(t, dir)
 	s := enginetest.New(t, e)
-	s.Start(t, nil, "stubborn")
-	s.Start(t, nil, "serve")
+	s.Start(t, s.WithSidecar(nil, "stubborn"), "stubborn")
+	busy := s.Start(t, nil, "serve")
 	s.Prepare(t, nil, "serve")
+	go func() { _, _ = busy.Exec(t.Context(), engine.Command{Args: []string{"/bin/program", "nest"}}) }()
 	spec := s.Spec(t, func(spec *engine.Spec) {
+		s.WithSidecar(nil, "silent")(spec)
 		spec.Volumes = []engine.Volume{enginetest.Filled("conf", text("a", "1")), {Name: "scratch"}}
 		spec.Container.Mounts = []engine.Mount{{Volume: "conf", Path: "/conf"}, {Volume: "scratch", Path: "/scratch", SubPath: "part"}}
 	}, "serve")

@@ -28,6 +28,9 @@ type life struct {
 	exited chan struct{}
 	exit   engine.Exit // written before exited is closed
 
+	launching sync.Mutex // held while a command is being started; guards the next
+	commands  []int      // processes that Exec started and waits for
+
 	// Guarded by instance.mu.
 	begun    time.Time // when its program was let run
 	followed bool      // another life will follow, and who sees to that deals with the end of this

@@ -16,11 +16,13 @@ func becomeSubreaper() error {
 	return nil
 }
 
-// process is a container's first process. It is a child of this process, and so its pid stays its own until
+// process is a container's first process, or a command that was started in it. It is a child of this process, and so its pid stays its own until
 // wait has returned.
 type process struct {
 	pid  int
 	file *os.File // a pidfd, in the poller: waiting holds no thread
+	// session is the number of a command's session, which no process has that the command has not begun.
+	session string
 }
 
 func openProcess(pid int) (*process, error) {

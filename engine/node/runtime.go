@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -65,18 +66,42 @@ func findRuntime(wanted string) (*ociRuntime, error) {
 // create makes a container that waits for release, and returns its first process. It fails with what the
 // runtime said. stdin, stdout and stderr become the container's: crun gives them to its user.
 func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdin, stdout, stderr *os.File) (int, error) {
-	pidFile, logFile := filepath.Join(bundle, "pid"), filepath.Join(bundle, "runtime.log")
-	cmd := exec.CommandContext(ctx, r.path, "--root", r.root, "--log", logFile, "--log-format", "json",
-		"create", "--bundle", bundle, "--pid-file", pidFile, id)
+	pid, err := r.run(ctx, bundle, []*os.File{stdin, stdout, stderr}, "create", "--bundle", bundle, id)
+	if err == nil && r.filter.Load() == nil {
+		err = r.namespace.do(func() error { r.keepFilter(id); return nil })
+	}
+	return pid, err
+}
+
+// exec starts a process in a container that runs, as process.json in dir describes it.
+func (r *ociRuntime) exec(ctx context.Context, id, dir string, s *streams) (int, error) {
+	args := []string{"exec", "--detach", "--process", filepath.Join(dir, "process.json")}
+	files := s.theirs
+	if s.listener != nil {
+		args = append(args, "--console-socket", s.listener.Addr().String())
+		files = []*os.File{nil, nil, nil}
+	}
+	return r.run(ctx, dir, files, append(args, id)...)
+}
+
+// run runs the runtime with a command that starts a process, with the three files as its stdin, stdout and stderr. It
+// returns the process, or fails with what the runtime said. dir takes what the runtime writes.
+func (r *ociRuntime) run(ctx context.Context, dir string, files []*os.File, args ...string) (int, error) {
+	pidFile, logFile := filepath.Join(dir, "pid"), filepath.Join(dir, "runtime.log")
+	args = slices.Concat([]string{"--root", r.root, "--log", logFile, "--log-format", "json", args[0], "--pid-file", pidFile}, args[1:])
+	cmd := exec.CommandContext(ctx, r.path, args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + defaultPath}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
+	if files[0] != nil {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = files[0], files[1], files[2]
+	}
 	// When ctx ends, the runtime comes to its end nevertheless, which takes milliseconds: killed in the middle, it
 	// would leave processes that nobody knows of.
 	cmd.Cancel = func() error { return os.ErrProcessDone }
 	cmd.WaitDelay = createPatience
-	// The threads of the mount namespace live as long as the server: when it is killed, so is the runtime.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	// The threads of the mount namespace live as long as the server: when it is killed, so is the runtime. A session of
+	// its own keeps keys pressed at the server's terminal from it, and crun's commands apart from the server.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true}
 	if err := r.namespace.do(cmd.Start); err != nil {
 		return 0, fmt.Errorf("running %q: %w", r.path, err)
 	}
@@ -89,10 +114,7 @@ func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdin, stdou
 		}
 		text, err := os.ReadFile(pidFile)
 		if err != nil {
-			return fmt.Errorf("reading the container's process ID: %w", err)
-		}
-		if r.filter.Load() == nil {
-			r.keepFilter(id)
+			return fmt.Errorf("reading the process ID: %w", err)
 		}
 		pid, err = strconv.Atoi(string(bytes.TrimSpace(text)))
 		return err

@@ -76,6 +76,25 @@ func main() {
 		}
 		out.Flush()
 		err = serve(":" + os.Getenv("PORT"))
+	case "fickle": // counts its lives in a file: serves in the first and in those after the last of two numbers
+		err = fickle(args[0], args[1], args[2])
+	case "say": // writes to stdout and to stderr, and exits with a code
+		fmt.Println(args[0])
+		fmt.Fprintln(os.Stderr, args[1])
+		code, _ := strconv.Atoi(args[2])
+		os.Exit(code)
+	case "cat": // copies stdin to stdout
+		_, err = io.Copy(os.Stdout, os.Stdin)
+	case "look": // tells what it finds around it
+		err = json.NewEncoder(os.Stdout).Encode(surroundings(""))
+	case "ask": // sends a request: METHOD URL
+		err = ask(args[0], args[1])
+	case "nest": // says when it has a child, and does nothing, as that
+		child := exec.Command("/proc/self/exe", "silent")
+		child.Stdout = os.Stdout
+		err = child.Run()
+	case "terminal": // tells the size of its terminal, now and for each line that it reads
+		err = terminal()
 	default:
 		err = fmt.Errorf("unknown verb %q", verb)
 	}
@@ -161,17 +180,65 @@ func bloat() {
 
 // inspect tells what the program finds around it.
 func inspect(w http.ResponseWriter, r *http.Request) {
+	stdin, err := io.ReadAll(os.Stdin)
+	found := surroundings(string(stdin))
+	found["stdinError"] = err != nil
+	_ = json.NewEncoder(w).Encode(found)
+}
+
+func surroundings(stdin string) map[string]any {
 	host, _ := os.Hostname()
 	dir, _ := os.Getwd()
 	groups, _ := os.Getgroups()
-	stdin, stdinErr := io.ReadAll(os.Stdin)
 	status, _ := os.ReadFile("/proc/self/status")
-	found := map[string]any{
+	cgroup, _ := os.ReadFile("/proc/self/cgroup")
+	return map[string]any{
 		"env": os.Environ(), "args": os.Args, "hostname": host, "dir": dir,
 		"uid": os.Getuid(), "gid": os.Getgid(), "groups": groups, "pid": os.Getpid(),
-		"stdin": string(stdin), "stdinError": stdinErr != nil, "status": string(status),
+		"stdin": stdin, "status": string(status), "cgroup": string(cgroup),
 	}
-	_ = json.NewEncoder(w).Encode(found)
+}
+
+func fickle(path, from, to string) error {
+	text, _ := os.ReadFile(path)
+	if err := os.WriteFile(path, append(text, '.'), 0o666); err != nil {
+		return err
+	}
+	life := len(text) + 1
+	first, _ := strconv.Atoi(from)
+	last, _ := strconv.Atoi(to)
+	if life >= first && life <= last {
+		return fmt.Errorf("this is life %d", life)
+	}
+	return serve(":" + os.Getenv("PORT"))
+}
+
+func ask(method, url string) error {
+	request, err := http.NewRequest(method, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	_, err = io.Copy(os.Stdout, response.Body)
+	return err
+}
+
+func terminal() error {
+	lines := bufio.NewScanner(os.Stdin)
+	for {
+		var size [4]uint16
+		if _, _, err := syscall.Syscall(syscall.SYS_IOCTL, 0, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size))); err != 0 {
+			return err
+		}
+		fmt.Printf("%dx%d\n", size[1], size[0])
+		if !lines.Scan() {
+			return lines.Err()
+		}
+	}
 }
 
 // dial reports whether a TCP connection to an address can be made.
