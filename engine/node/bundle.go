@@ -152,7 +152,7 @@ func (b *bundle) config() (*specs.Spec, error) {
 		Version:     "1.0.2", // the newest that old runtimes take; nothing newer is used
 		Hostname:    b.hostname,
 		Annotations: b.annotations,
-		Root:        &specs.Root{Path: "rootfs"},
+		Root:        &specs.Root{Path: "rootfs", Readonly: b.container.ReadOnly},
 		Mounts:      b.mounts(),
 		Process: &specs.Process{
 			Args:            b.args(),
@@ -191,13 +191,35 @@ func (b *bundle) config() (*specs.Spec, error) {
 	return config, nil
 }
 
-// capabilities gives root Docker's set, and other users none that they could use or regain.
+// capabilities gives root what it may have, and other users none that they could use or regain.
 func (b *bundle) capabilities() *specs.LinuxCapabilities {
-	c := &specs.LinuxCapabilities{Bounding: capabilities}
+	bounding := bounding(b.container)
+	c := &specs.LinuxCapabilities{Bounding: bounding}
 	if b.user.uid == 0 {
-		c.Effective, c.Permitted = capabilities, capabilities
+		c.Effective, c.Permitted = bounding, bounding
 	}
 	return c
+}
+
+// bounding is Docker's set of capabilities, less what the container drops and with what it adds.
+func bounding(c *engine.Container) []string {
+	if len(c.Drop)+len(c.Add) == 0 {
+		return capabilities
+	}
+	bounding := slices.DeleteFunc(slices.Clone(capabilities), func(name string) bool {
+		return slices.ContainsFunc(c.Drop, func(drop string) bool { return strings.EqualFold(drop, "ALL") || capability(drop) == name })
+	})
+	for _, add := range c.Add {
+		if name := capability(add); !slices.Contains(bounding, name) {
+			bounding = append(bounding, name)
+		}
+	}
+	return bounding
+}
+
+// capability is the kernel's name for a capability, which may be given without its prefix.
+func capability(name string) string {
+	return "CAP_" + strings.TrimPrefix(strings.ToUpper(name), "CAP_")
 }
 
 func (b *bundle) mounts() []specs.Mount {

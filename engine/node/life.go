@@ -51,7 +51,7 @@ func (l *life) prepare(ctx context.Context, lap func(stage string)) error {
 	b := &bundle{
 		spec: i.spec, container: c.spec, image: image.Config, hostname: hostname(i.id),
 		cgroupsPath: e.cgroups.path(c.id), network: namespacePath(i.link.namespace), openFiles: e.openFiles, oomScore: e.oomScore,
-		annotations: e.runtime.annotations(), swapCounted: e.swapCounted, unified: e.cgroups.v2,
+		annotations: e.runtime.annotations(bounding(c.spec)), swapCounted: e.swapCounted, unified: e.cgroups.v2,
 	}
 	if i.link.users != nil {
 		b.users, b.ids = namespacePath(i.link.users), i.link.ids
@@ -79,8 +79,13 @@ func (l *life) prepareRootfs(b *bundle, layers []string) error {
 	}
 	passwd, _ := l.rootfs.readFile("/etc/passwd") // without them, only numbers are known
 	group, _ := l.rootfs.readFile("/etc/group")
-	if b.user, err = findUser(b.image.User, c.spec.User, passwd, group); err != nil {
+	if b.user, err = findUser(b.image.User, c.spec.User, c.spec.Group, passwd, group); err != nil {
 		return err
+	}
+	if c.spec.NonRoot {
+		if err := b.user.checkNotRoot(b.image.User, c.spec.User); err != nil {
+			return err
+		}
 	}
 	if err := b.user.check(b.ids); err != nil {
 		return err
@@ -120,6 +125,7 @@ func (l *life) create(ctx context.Context, b *bundle) error {
 	if err != nil {
 		return fmt.Errorf("creating the container: %w", err)
 	}
+	e.runtime.keepFilter(c.id, bounding(c.spec))
 	if l.process, err = openProcess(pid); err != nil {
 		return err
 	}

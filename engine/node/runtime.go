@@ -13,7 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -26,9 +26,10 @@ type ociRuntime struct {
 	root      string // where it keeps its state, in the engine's mount namespace
 	namespace *mountNamespace
 
-	// filter is the system call filter of all containers as crun compiled it for the first one, in base64.
-	// Compiling takes it longer than all else it does.
-	filter atomic.Pointer[string]
+	mu sync.Mutex
+	// filters are the system call filters as crun compiled them for the first container with the same capabilities, on
+	// which they depend, in base64. Compiling takes it longer than all else it does.
+	filters map[string]string
 }
 
 // findRuntime finds the runtime that was asked for by name or path; "" is crun, else runc.
@@ -66,11 +67,7 @@ func findRuntime(wanted string) (*ociRuntime, error) {
 // create makes a container that waits for release, and returns its first process. It fails with what the
 // runtime said. stdin, stdout and stderr become the container's: crun gives them to its user.
 func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdin, stdout, stderr *os.File) (int, error) {
-	pid, err := r.run(ctx, bundle, []*os.File{stdin, stdout, stderr}, "create", "--bundle", bundle, id)
-	if err == nil && r.filter.Load() == nil {
-		err = r.namespace.do(func() error { r.keepFilter(id); return nil })
-	}
-	return pid, err
+	return r.run(ctx, bundle, []*os.File{stdin, stdout, stderr}, "create", "--bundle", bundle, id)
 }
 
 // exec starts a process in a container that runs, as process.json in dir describes it.
@@ -125,21 +122,42 @@ func (r *ociRuntime) run(ctx context.Context, dir string, files []*os.File, args
 	return pid, err
 }
 
-// keepFilter remembers the compiled filter of a container, if the runtime is crun, which leaves it in a file.
-func (r *ociRuntime) keepFilter(id string) {
-	filter, err := os.ReadFile(filepath.Join(r.root, id, "seccomp.bpf"))
+// keepFilter remembers the compiled filter of a container with certain capabilities, if the runtime is crun, which
+// leaves it in a file.
+func (r *ociRuntime) keepFilter(id string, capabilities []string) {
+	const most = 16 // others are compiled each time
+	key := strings.Join(capabilities, " ")
+	r.mu.Lock()
+	_, known := r.filters[key]
+	full := len(r.filters) >= most
+	r.mu.Unlock()
+	if known || full {
+		return
+	}
+	var filter []byte
+	err := r.namespace.do(func() error {
+		var err error
+		filter, err = os.ReadFile(filepath.Join(r.root, id, "seccomp.bpf"))
+		return err
+	})
 	if err != nil || len(filter) == 0 {
 		return
 	}
-	text := base64.StdEncoding.EncodeToString(filter)
-	r.filter.Store(&text)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.filters == nil {
+		r.filters = map[string]string{}
+	}
+	r.filters[key] = base64.StdEncoding.EncodeToString(filter)
 }
 
-// annotations tell the runtime what its configuration cannot. A runtime that does not know them uses the
-// configuration.
-func (r *ociRuntime) annotations() map[string]string {
-	if filter := r.filter.Load(); filter != nil {
-		return map[string]string{"run.oci.seccomp_bpf_data": *filter}
+// annotations tell the runtime, of a container with certain capabilities, what its configuration cannot. A runtime that
+// does not know them uses the configuration.
+func (r *ociRuntime) annotations(capabilities []string) map[string]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if filter, ok := r.filters[strings.Join(capabilities, " ")]; ok {
+		return map[string]string{"run.oci.seccomp_bpf_data": filter}
 	}
 	return nil
 }

@@ -32,8 +32,23 @@ type groupEntry struct {
 }
 
 // findUser decides who runs: runAsUser when it is set (contract KM16), else the image's USER, "NAME", "UID",
-// and either with ":GROUP" or ":GID" (KS18), else root. A name that is not in the image is root (C76).
-func findUser(imageUser string, runAsUser *int64, passwd, group []byte) (user, error) {
+// and either with ":GROUP" or ":GID" (KS18), else root. A name that is not in the image is root (C76). runAsGroup, when
+// it is set, replaces the user's group and leaves the supplementary ones.
+func findUser(imageUser string, runAsUser, runAsGroup *int64, passwd, group []byte) (user, error) {
+	who, err := findOwnUser(imageUser, runAsUser, passwd, group)
+	if err != nil || runAsGroup == nil {
+		return who, err
+	}
+	if *runAsGroup < 0 || *runAsGroup > math.MaxInt32 {
+		return user{}, invalidUser("runAsGroup %d is not a group ID: want 0 to %d", *runAsGroup, math.MaxInt32)
+	}
+	who.gid = uint32(*runAsGroup)
+	who.groups = slices.DeleteFunc(who.groups, func(gid uint32) bool { return gid == who.gid })
+	return who, nil
+}
+
+// findOwnUser is findUser without a runAsGroup.
+func findOwnUser(imageUser string, runAsUser *int64, passwd, group []byte) (user, error) {
 	people, groups := parsePasswd(passwd), parseGroup(group)
 	who := user{home: "/home"}
 	name, groupName, _ := strings.Cut(strings.TrimSpace(imageUser), ":")
@@ -95,6 +110,19 @@ func (u user) check(m ids) error {
 		}
 	}
 	return nil
+}
+
+// checkNotRoot refuses root to a container that must not run as that.
+func (u user) checkNotRoot(imageUser string, runAsUser *int64) error {
+	switch {
+	case u.uid != 0:
+		return nil
+	case runAsUser != nil:
+		return invalidUser("the container has runAsNonRoot, and runAsUser 0 is root: give it another runAsUser")
+	case imageUser == "":
+		return invalidUser("the container has runAsNonRoot, and its image names no USER and so runs as root: give it a runAsUser, or the image a USER")
+	}
+	return invalidUser("the container has runAsNonRoot, and its image's USER %q is root: give it a runAsUser, or the image another USER", imageUser)
 }
 
 func groupsOf(name string, primary uint32, groups []groupEntry) []uint32 {

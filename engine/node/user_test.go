@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,7 +25,7 @@ func TestFindUser_FollowsTheImagesUser(t *testing.T) {
 		"4294967294:4294967294": {uid: 4294967294, gid: 4294967294, home: "/home"},
 		"large:big":             {uid: 4000000000, gid: 4000000000, home: "/large"},
 	} {
-		got, err := findUser(text, nil, passwd, group)
+		got, err := findUser(text, nil, nil, passwd, group)
 		if err != nil {
 			t.Errorf("%q: %v", text, err)
 		}
@@ -36,12 +37,26 @@ func TestFindUser_FollowsTheImagesUser(t *testing.T) {
 
 func TestFindUser_RefusesNumbersThatAreTooLarge(t *testing.T) {
 	for _, text := range []string{"4294967295", "4294967296", "99999999999999999999", "0:4294967295", "0:99999999999"} {
-		who, err := findUser(text, nil, nil, nil)
+		who, err := findUser(text, nil, nil, nil, nil)
 		if !refused(err, engine.ReasonInvalidUser, fmt.Sprintf("USER is %q", text)) {
 			t.Errorf("%q: got user %d and %v", text, who.uid, err)
 		}
 	}
-	if _, err := findUser("", new(int64(1<<31)), nil, nil); !refused(err, engine.ReasonInvalidUser, "runAsUser 2147483648") {
+	if _, err := findUser("", new(int64(1<<31)), nil, nil, nil); !refused(err, engine.ReasonInvalidUser, "runAsUser 2147483648") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFindUser_TakesTheGroupThatIsAskedFor(t *testing.T) {
+	passwd, group := []byte("runner:x:1000:1001::/home/runner:/bin/sh\n"), []byte("staff:x:50:runner\nvideo:x:44:runner\n")
+	got, err := findUser("runner", nil, new(int64(50)), passwd, group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.uid != 1000 || got.gid != 50 || !slices.Equal(got.groups, []uint32{44}) {
+		t.Errorf("got %+v", got)
+	}
+	if _, err := findUser("", nil, new(int64(-1)), nil, nil); !refused(err, engine.ReasonInvalidUser, "runAsGroup -1") {
 		t.Errorf("got %v", err)
 	}
 }
