@@ -187,15 +187,17 @@ func (c *container) resurrect(l *life) {
 	_ = c.relive() // it fails at the instance's end only
 }
 
-// restart ends the container's life, with SIGTERM and time to obey, and begins another in the same network and with
+// restart ends a life of the container, with SIGTERM and time to obey, and begins another in the same network and with
 // the same volumes. It returns when the new one has passed the startup probe; until then the instance takes no
 // requests. A life that cannot begin is tried again, with growing pauses. It fails at the instance's end only. why is
 // for the log.
-func (c *container) restart(why string) error {
+func (c *container) restart(l *life, why string) error {
 	i := c.instance
 	c.restarting.Lock()
 	defer c.restarting.Unlock()
-	l := c.life
+	if c.life != l {
+		return nil // another has followed it already
+	}
 	i.mu.Lock()
 	if i.isEnding() {
 		i.mu.Unlock()

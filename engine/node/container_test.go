@@ -57,7 +57,7 @@ func TestRestart_KeepsTheNetworkAndTheVolumes(t *testing.T) {
 		}
 		address, pid := i.link.address, i.containers[0].life.process.pid
 		const why = "LIVENESS HTTP probe failed 3 times consecutively"
-		if err := i.containers[0].restart(why); err != nil {
+		if err := i.containers[0].restart(i.containers[0].life, why); err != nil {
 			t.Fatal(err)
 		}
 		await(t, i, true) // false, which nobody took, is not told any more
@@ -93,7 +93,7 @@ func TestRestart_IsTriedAgainAfterAPause(t *testing.T) {
 		spec.Container.Mounts = []engine.Mount{{Volume: "scratch", Path: "/scratch"}}
 	}, "fickle", "/scratch/lives", "2", "3").(*instance)
 	done := make(chan error, 1)
-	go func() { done <- i.containers[0].restart("LIVENESS") }()
+	go func() { done <- i.containers[0].restart(i.containers[0].life, "LIVENESS") }()
 	await(t, i, false)
 	seen := map[string]bool{}
 	for !hasEnded(i.Exited()) {
@@ -148,7 +148,7 @@ func TestStop_EndsARestartAtAnyMoment(t *testing.T) {
 			var restarts sync.WaitGroup
 			for _, c := range i.containers {
 				restarts.Go(func() {
-					if err := c.restart("LIVENESS"); err != nil && !errors.Is(err, errEnding) {
+					if err := c.restart(c.life, "LIVENESS"); err != nil && !errors.Is(err, errEnding) {
 						t.Error(err)
 					}
 				})
@@ -187,7 +187,7 @@ func TestSidecar_OutOfMemoryWhileAnotherIsStartedAgainEndsTheInstance(t *testing
 	}, "parent"), "stubborn").(*instance)
 	i.spec.Container.TerminationGrace = time.Hour // it ignores SIGTERM: the restart lasts
 	done := make(chan error, 1)
-	go func() { done <- i.containers[0].restart("LIVENESS") }()
+	go func() { done <- i.containers[0].restart(i.containers[0].life, "LIVENESS") }()
 	await(t, i, false)
 	go func() { // its end is the instance's
 		_, _ = i.Exec(t.Context(), engine.Command{Container: "helper", Args: []string{"/bin/program", "ask", "POST", "http://localhost:9000/bloat"}})

@@ -128,7 +128,7 @@ func (l *life) beginExec(ctx context.Context, command engine.Command) (s *stream
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the container's configuration: %w", err)
 	}
-	describe(config.Process, command)
+	size := describe(config.Process, command)
 	text, err := json.Marshal(config.Process)
 	if err != nil {
 		return nil, nil, err
@@ -157,6 +157,8 @@ func (l *life) beginExec(ctx context.Context, command engine.Command) (s *stream
 	if err = s.receiveTerminal(); err != nil {
 		l.killSession(p)
 		_, _ = l.await(p)
+	} else if size != nil {
+		s.setSize(*size) // crun may have let the command run before it has
 	}
 	return s, p, err
 }
@@ -218,21 +220,26 @@ func (l *life) reapStrays() {
 	}
 }
 
-// describe turns the description of the container's program into that of a command beside it.
-func describe(p *specs.Process, command engine.Command) {
+// describe turns the description of the container's program into that of a command beside it. It returns the size of
+// its terminal, if that is known already.
+func describe(p *specs.Process, command engine.Command) (size *engine.TerminalSize) {
 	p.Args = command.Args
 	if command.Terminal == nil {
-		return
+		return nil
 	}
 	p.Terminal = true
 	select {
-	case size := <-command.Terminal:
-		p.ConsoleSize = &specs.Box{Height: uint(size.Height), Width: uint(size.Width)}
+	case first, ok := <-command.Terminal:
+		if ok {
+			size = &first
+			p.ConsoleSize = &specs.Box{Height: uint(first.Height), Width: uint(first.Width)}
+		}
 	default:
 	}
 	if !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
 		p.Env = append(p.Env, "TERM=xterm")
 	}
+	return size
 }
 
 // killSession kills a command and all processes of its session: who means to outlive it begins one of its own.
@@ -448,23 +455,27 @@ func copyPresent(to io.Writer, from *os.File) error {
 
 // resize tells the terminal its size until finish is called.
 func (s *streams) resize(sizes <-chan engine.TerminalSize) {
-	raw, err := s.terminal.SyscallConn()
-	if err != nil {
-		return
-	}
 	for {
 		select {
 		case size, ok := <-sizes:
 			if !ok {
 				return
 			}
-			_ = raw.Control(func(fd uintptr) {
-				_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: size.Height, Col: size.Width})
-			})
+			s.setSize(size)
 		case <-s.ended:
 			return
 		}
 	}
+}
+
+func (s *streams) setSize(size engine.TerminalSize) {
+	raw, err := s.terminal.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: size.Height, Col: size.Width})
+	})
 }
 
 // finish copies what is left of what the command has written, and closes the streams.

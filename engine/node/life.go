@@ -269,7 +269,7 @@ func (l *life) goOnProbing() {
 		turn: func(ready bool) { c.setUnready(!ready) },
 		fail: func(why string) {
 			if !hasEnded(l.exited) {
-				go c.restart(why) // it fails at the instance's end only
+				go c.restart(l, why) // it fails at the instance's end only
 			}
 		},
 	}
@@ -305,7 +305,7 @@ func (l *life) startError(ctx context.Context, probe engine.Probe, waited time.D
 
 // signal sends a signal to the container's first process. One that has ended is no error.
 func (l *life) signal(signal unix.Signal) {
-	if err := l.process.signal(signal); err != nil && !errors.Is(err, os.ErrClosed) {
+	if err := l.process.signal(signal); err != nil {
 		i := l.container.instance
 		i.engine.logger.Warn("sending "+unix.SignalName(signal), "revision", i.spec.Revision, "instance", i.id, "container", l.container.spec.Name, "error", err)
 	}

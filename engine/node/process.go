@@ -67,14 +67,10 @@ func (p *process) signal(signal unix.Signal) error {
 		return err
 	}
 	var sent error
-	err = raw.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), signal, nil, 0) })
-	if err == nil {
-		err = sent
+	if raw.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), signal, nil, 0) }) != nil || sent == unix.ESRCH {
+		return nil // closed, or gone
 	}
-	if err == unix.ESRCH {
-		return nil
-	}
-	return err
+	return sent
 }
 
 func (p *process) close() { p.file.Close() }

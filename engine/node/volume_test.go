@@ -363,7 +363,7 @@ func TestVolume_OutlivesTheRestartOfAContainer(t *testing.T) {
 			}
 		}
 		for range 2 {
-			if err := i.containers[0].restart("a test wants it"); err != nil {
+			if err := i.containers[0].restart(i.containers[0].life, "a test wants it"); err != nil {
 				t.Fatal(err)
 			}
 		}
