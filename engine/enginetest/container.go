@@ -129,14 +129,7 @@ func sidecarThatEndsIsStartedAgain(t *testing.T, s *Suite) {
 		// The answer is lost with the program, and so is the connection.
 		Exec(t, i, "", "ask", "POST", fmt.Sprintf("http://localhost:%d/exit?code=5", helperPort))
 		for _, want := range []bool{false, true} {
-			select {
-			case ready := <-i.Readiness():
-				if ready != want {
-					t.Fatalf("readiness is %v, want %v", ready, want)
-				}
-			case <-time.After(time.Minute):
-				t.Fatalf("readiness has not become %v", want)
-			}
+			awaitReadiness(t, i, want)
 		}
 		helper := i.Containers()[1]
 		if helper.Restarts != round || helper.State != engine.ContainerRunning || helper.LastExit == nil || helper.LastExit.Code != 5 {
