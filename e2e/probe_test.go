@@ -139,3 +139,34 @@ func TestProbes_StartupThenReadinessBeforeTheFirstRequest(t *testing.T) {
 	p.deploy(both("both", "/health?of=ready"))
 	p.applied(both("never", "/health?of=never"), "startup probe", "GET /health?of=never on port 8080 answered 503")
 }
+
+func TestProbes_CommandsRunInTheContainer(t *testing.T) {
+	t.Parallel()
+	p := start(t, nil)
+	image := program(t, "moody")
+	runs := func(name string, command ...string) *serving.Service {
+		return probed(name, image, func(c *serving.Container) {
+			probe := serving.ProbeHandler{Exec: &serving.ExecAction{Command: command}}
+			c.StartupProbe = &serving.Probe{ProbeHandler: probe, PeriodSeconds: 1, TimeoutSeconds: 10, FailureThreshold: 2}
+			c.LivenessProbe = &serving.Probe{ProbeHandler: probe, PeriodSeconds: 1, TimeoutSeconds: 10, FailureThreshold: 1}
+		})
+	}
+	address := p.deploy(runs("checks", "/usr/local/bin/moody", "check", "live")).Status.URL.String()
+	before := p.only("checks")
+	if got := p.get(address); got.body != "ready 0" {
+		t.Errorf("got %d %q", got.status, got.body)
+	}
+	p.get(address + "/set?of=live&code=500")
+	p.await("the container to be started again", func() error {
+		i := p.only("checks")
+		return errorUnless(i.Containers[0].Restarts == 1 && i.Containers[0].Ready, "it is %+v", i)
+	})
+	if after := p.only("checks"); after.ID != before.ID {
+		t.Errorf("instance %s replaced %s, want the container started again in place", after.ID, before.ID)
+	}
+	contains(t, "the log", p.mustBerth("logs", "checks"), []string{
+		`LIVENESS EXEC probe failed 1 time consecutively for container user-container: the command ["/usr/local/bin/moody" "check" "live"] ended with exit code 1: health is 500`,
+	})
+	p.applied(runs("fails", "/usr/local/bin/moody", "check", "never"), "startup probe did not pass", "exit code 1: health is 503")
+	p.applied(runs("missing", "/bin/nothing"), "startup probe did not pass", "/bin/nothing")
+}

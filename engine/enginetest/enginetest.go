@@ -170,6 +170,8 @@ func Run(t *testing.T, newEngine func(t *testing.T) engine.Engine) {
 		"StopDuringARestartLeavesNothing":         stopDuringARestartLeavesNothing,
 		"GRPCProbeAsksTheHealthService":           grpcProbeAsksTheHealthService,
 		"ProbesOfADrainingInstanceEnd":            probesOfADrainingInstanceEnd,
+		"ExecProbeRunsInTheContainer":             execProbeRunsInTheContainer,
+		"ExecProbeThatHangsIsEnded":               execProbeThatHangsIsEnded,
 		"ProgramsThatCannotRunAreRefused":         programsThatCannotRunAreRefused,
 		"InvalidUserIsRefused":                    invalidUserIsRefused,
 		"ImageThatWasNotPulledIsRefused":          imageThatWasNotPulledIsRefused,

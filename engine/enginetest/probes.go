@@ -176,3 +176,36 @@ func probesOfADrainingInstanceEnd(t *testing.T, s *Suite) {
 		t.Errorf("it is %+v, want ready and never started again", c)
 	}
 }
+
+func execProbeRunsInTheContainer(t *testing.T, s *Suite) {
+	probe := func(command ...string) func(*engine.Spec) {
+		return func(spec *engine.Spec) {
+			spec.Container.Env = []engine.Env{{Name: "MINE", Value: "yes"}}
+			check := &engine.Probe{
+				Exec: &engine.ExecProbe{Command: command}, Period: 100 * time.Millisecond, Timeout: 20 * time.Second, FailureThreshold: 2,
+			}
+			spec.Container.StartupProbe, spec.Container.LivenessProbe = check, check
+		}
+	}
+	i := s.Start(t, probe("/bin/program", "healthy"), "serve")
+	Request(t, i, http.MethodPost, "/health?code=500")
+	awaitReadiness(t, i, false)
+	awaitReadiness(t, i, true)
+	wantLog(t, s, i, `LIVENESS EXEC probe failed 2 times consecutively for container user-container: the command ["/bin/program" "healthy"] ended with exit code 7: health is 500, MINE is yes`)
+	failure := startError(t, s.Prepare(t, probe("/bin/program", "exit", "3"), "serve"), engine.ReasonNotListening)
+	if !strings.Contains(failure.Error(), `the command ["/bin/program" "exit" "3"] ended with exit code 3: about to exit`) {
+		t.Errorf("the error does not say what the probe saw: %v", failure)
+	}
+}
+
+func execProbeThatHangsIsEnded(t *testing.T, s *Suite) {
+	i := s.Prepare(t, func(spec *engine.Spec) {
+		spec.Container.StartupProbe = &engine.Probe{
+			Exec: &engine.ExecProbe{Command: []string{"/bin/program", "silent"}}, Timeout: time.Second, Period: time.Second, FailureThreshold: 2,
+		}
+	}, "serve")
+	failure := startError(t, i, engine.ReasonNotListening)
+	if !strings.Contains(failure.Error(), "did not answer within 1s") {
+		t.Errorf("the error does not say that the command hangs: %v", failure)
+	}
+}

@@ -48,6 +48,16 @@ func main() {
 		wait, _ := time.ParseDuration(args[0])
 		time.Sleep(wait)
 		err = serve(":" + os.Getenv("PORT"))
+	case "healthy": // asks the program that serves whether it is healthy, and exits with 7 when it is not
+		response, err := http.Get("http://localhost:" + os.Getenv("PORT") + "/health")
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(8)
+		}
+		fmt.Printf("health is %d, MINE is %s\n", response.StatusCode, os.Getenv("MINE"))
+		if response.StatusCode != http.StatusOK {
+			os.Exit(7)
+		}
 	case "bloat": // takes memory until it is stopped
 		bloat()
 	case "parent": // serves, and on POST /bloat has a child that takes memory until it is stopped
