@@ -106,6 +106,7 @@ func (fakeRegistry) Resolve(ctx context.Context, ref string, _ image.Credentials
 type fakeEngine struct {
 	mu    sync.Mutex
 	count int
+	specs []engine.Spec // of all instances
 }
 
 func (e *fakeEngine) Pull(context.Context, engine.Spec, func(engine.Progress)) error { return nil }
@@ -118,6 +119,7 @@ func (e *fakeEngine) Prepare(_ context.Context, spec engine.Spec) (engine.Instan
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.count++
+	e.specs = append(e.specs, spec)
 	return &fakeInstance{id: fmt.Sprintf("%s-%d", spec.Revision, e.count), spec: spec, exited: make(chan struct{})}, nil
 }
 

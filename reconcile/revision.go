@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"knative.dev/pkg/apis"
 
 	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/engine"
-	"github.com/berth-run/berth/image"
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
 )
@@ -120,7 +118,7 @@ func markInstances(s *serving.RevisionStatus, name string, declared autoscaler.R
 		s.MarkResourcesAvailableTrue()
 		s.MarkContainerHealthyTrue()
 	case status.Failure != nil:
-		reason, message := explain(name, declared.Spec.Container.Port, status.Failure)
+		reason, message := explain(name, declared.Spec.Container, status.Failure)
 		s.MarkResourcesAvailableTrue()
 		s.MarkContainerHealthyFalse(reason, message)
 	case status.Waiting != "":
@@ -138,7 +136,7 @@ func markInstances(s *serving.RevisionStatus, name string, declared autoscaler.R
 		s.MarkActiveUnknown("Unready", "Every instance is unready: its readiness probe fails, or its container is being started again. Requests wait.")
 	case status.Failure != nil && s.GetCondition(serving.RevisionReady).IsTrue():
 		// It was proven once, and requests come, but no instance starts any more.
-		reason, message := explain(name, declared.Spec.Container.Port, status.Failure)
+		reason, message := explain(name, declared.Spec.Container, status.Failure)
 		s.MarkActiveFalse(reason, strings.ReplaceAll(message, "%", "%%")) // it is a format
 	case s.GetCondition(serving.RevisionReady).IsTrue():
 		s.MarkActiveFalse("NoTraffic", "The target is not receiving traffic.")
@@ -149,7 +147,7 @@ func markInstances(s *serving.RevisionStatus, name string, declared autoscaler.R
 
 // explain turns a start failure into a condition's reason and message: the sentence that clients of Knative and
 // Cloud Run know (contract 1.2, E1 and E2), then what was seen.
-func explain(revision string, port int, failure error) (reason, message string) {
+func explain(revision string, container engine.Container, failure error) (reason, message string) {
 	var start *engine.StartError
 	if !errors.As(failure, &start) {
 		return "StartFailed", failure.Error()
@@ -161,186 +159,16 @@ func explain(revision string, port int, failure error) (reason, message string) 
 			code = 128 + int(start.Exit.Signal) // as shells and Kubernetes count
 		}
 		return serving.ExitCodeReason(int32(code)), serving.RevisionContainerExitingMessage(start.Error())
+	case start.Reason == engine.ReasonNotListening && start.Container != "" && start.Container != container.Name:
+		return start.Reason, "Container failed to start. What was seen: " + start.Error()
 	case start.Reason == engine.ReasonNotListening && !start.LoopbackOnly():
 		return start.Reason, fmt.Sprintf("Revision %s is not ready and cannot serve traffic. The user provided container "+
 			"failed to start and listen on port defined by PORT=%d environment variable within the allocated timeout. This can "+
 			"happen if the port is misconfigured or if the timeout is too short. The healthcheck timeout can be extended. "+
-			"What was seen: %s", revision, port, start.Error())
+			"What was seen: %s", revision, container.Port, start.Error())
 	case slices.Contains([]string{engine.ReasonNotListening, engine.ReasonWrongPlatform, engine.ReasonNotExecutable}, start.Reason):
 		return start.Reason, "Container failed to start. Failed to start and then listen on the port defined by the PORT " +
 			"environment variable. What was seen: " + start.Error()
 	}
 	return start.Reason, start.Error()
-}
-
-// fetch is the state of getting a revision's image, from its name to layers on disk. It works in a goroutine of
-// its own, so that a slow registry holds nobody up.
-type fetch struct {
-	mu       sync.Mutex
-	state    fetchState
-	digest   string // reference by digest, once resolved
-	progress engine.Progress
-	err      error
-	failures int
-	stop     context.CancelFunc
-}
-
-type fetchState int
-
-const (
-	fetchIdle fetchState = iota
-	fetchResolving
-	fetchPulling
-	fetchFailed
-	fetchDone
-)
-
-func (f *fetch) cancel() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.stop != nil {
-		f.stop()
-	}
-}
-
-// set changes the state under the lock.
-func (f *fetch) set(change func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	change()
-}
-
-// fetched tells whether a revision's image is here, and otherwise gets it and says in the status how far that is.
-// A revision that was ready before (in an earlier life of the server) counts as fetched: its image is most likely
-// on disk, and is looked for in the background.
-func (r *Reconciler) fetched(ctx context.Context, d *deployment, revision *serving.Revision) bool {
-	f := &d.fetch
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	container := revision.Spec.Containers[0]
-	wasReady := revision.IsReady() && len(revision.Status.ContainerStatuses) > 0
-	if f.state == fetchIdle {
-		if len(revision.Status.ContainerStatuses) > 0 {
-			f.digest = revision.Status.ContainerStatuses[0].ImageDigest
-		}
-		f.state = fetchResolving
-		f.begin(ctx, r, d, revision)
-	}
-	if f.digest != "" {
-		revision.Status.ContainerStatuses = []serving.ContainerStatus{{Name: container.Name, ImageDigest: f.digest}}
-	}
-	switch f.state {
-	case fetchDone:
-		return true
-	case fetchFailed:
-		if !wasReady {
-			reason, message := explainFetch(container.Image, f.err)
-			revision.Status.MarkContainerHealthyFalse(reason, message)
-		}
-	case fetchResolving:
-		if !wasReady {
-			revision.Status.MarkResourcesAvailableUnknown(serving.ReasonResolvingDigests, "Resolving the image")
-			revision.Status.MarkContainerHealthyUnknown(serving.ReasonResolvingDigests, "")
-		}
-	case fetchPulling:
-		if !wasReady {
-			revision.Status.MarkResourcesAvailableUnknown("PullingImage", pullMessage(f.progress))
-			revision.Status.MarkContainerHealthyUnknown(serving.ReasonDeploying, "")
-		}
-	}
-	return wasReady
-}
-
-// begin starts getting the image. f.mu is held.
-func (f *fetch) begin(ctx context.Context, r *Reconciler, d *deployment, revision *serving.Revision) {
-	ctx, f.stop = context.WithCancel(ctx)
-	cancel := f.stop
-	about, wasReady := subject(revision), revision.IsReady()
-	r.fetches.Go(func() {
-		defer cancel()
-		begun := time.Now()
-		err := r.fetch(ctx, f, d.key, revision)
-		k := key{serving.KindRevision.String(), d.key.Namespace, d.key.Revision}
-		if err == nil {
-			f.set(func() { f.state, f.failures = fetchDone, 0 })
-			if !wasReady { // else the server has begun again
-				r.events.note(about, eventNormal, reasonImagePulled, d.key.Revision,
-					fmt.Sprintf("Revision %q has its image on this machine after %s: %s", d.key.Revision, time.Since(begun).Round(time.Millisecond), f.digest))
-			}
-			r.queue.add(k)
-			return
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		r.events.note(about, eventWarning, reasonImagePullFailed, d.key.Revision,
-			fmt.Sprintf("Revision %q does not get its image: %s", d.key.Revision, err))
-		var again time.Duration
-		f.set(func() {
-			f.state, f.err = fetchFailed, err
-			again = min(10*time.Second<<min(f.failures, 6), 5*time.Minute)
-			f.failures++
-		})
-		r.queue.add(k)
-		time.AfterFunc(again, func() {
-			f.set(func() {
-				if f.state == fetchFailed {
-					f.state = fetchIdle
-				}
-			})
-			r.queue.add(k)
-		})
-	})
-}
-
-// fetch resolves and pulls the image of a revision.
-func (r *Reconciler) fetch(ctx context.Context, f *fetch, id autoscaler.Key, revision *serving.Revision) error {
-	credentials, err := r.credentials(ctx, revision)
-	if err != nil {
-		return err
-	}
-	f.mu.Lock()
-	digest := f.digest
-	f.mu.Unlock()
-	if digest == "" {
-		resolving, cancel := context.WithTimeout(ctx, r.ResolveTimeout)
-		defer cancel()
-		digest, err = r.Images.Resolve(resolving, revision.Spec.Containers[0].Image, image.Credentials{
-			Username: credentials.Username, Password: credentials.Password, Token: credentials.Token, Insecure: credentials.Insecure,
-		})
-		if err != nil {
-			return err
-		}
-	}
-	k := key{serving.KindRevision.String(), id.Namespace, id.Revision}
-	f.set(func() { f.digest, f.state = digest, fetchPulling })
-	r.queue.add(k)
-
-	pulling, cancel := context.WithTimeout(ctx, r.PullTimeout)
-	defer cancel()
-	spec := engine.Spec{Namespace: id.Namespace, Revision: id.Revision, Container: engine.Container{Image: digest, Credentials: credentials}}
-	return r.Engine.Pull(pulling, spec, func(p engine.Progress) {
-		f.set(func() { f.progress = p })
-		r.queue.addAfter(k, time.Second) // at most one durable write a second
-	})
-}
-
-// explainFetch turns a failure to get an image into a condition's reason and message.
-func explainFetch(ref string, err error) (reason, message string) {
-	var platform *image.PlatformError
-	if errors.As(err, &platform) {
-		return engine.ReasonWrongPlatform, "Container failed to start. Failed to start and then listen on the port defined by " +
-			"the PORT environment variable. What was seen: " + err.Error()
-	}
-	seen := strings.TrimPrefix(err.Error(), fmt.Sprintf("image %q: ", ref)) // Knative's sentence names it already
-	return serving.ReasonContainerMissing, serving.RevisionContainerMissingMessage(ref, seen)
-}
-
-// pullMessage says how far a pull is: "Pulling the image: 12.3 of 45.6 MiB".
-func pullMessage(p engine.Progress) string {
-	const mib = 1 << 20
-	if p.Total == 0 {
-		return "Pulling the image"
-	}
-	return fmt.Sprintf("Pulling the image: %.1f of %.1f MiB", float64(p.Complete)/mib, float64(p.Total)/mib)
 }

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -23,6 +24,7 @@ import (
 // gatewayRevision is what the gateway needs to know of a revision.
 func (r *Reconciler) gatewayRevision(revision *serving.Revision) gateway.Revision {
 	id := autoscaler.Key{Namespace: revision.Namespace, Revision: revision.Name}
+	_, user := servingContainer(revision)
 	return gateway.Revision{
 		Namespace:     revision.Namespace,
 		Service:       revision.Labels[serving.LabelService],
@@ -32,7 +34,7 @@ func (r *Reconciler) gatewayRevision(revision *serving.Revision) gateway.Revisio
 		Timeout:       seconds(revision.Spec.TimeoutSeconds),
 		ResponseStart: seconds(revision.Spec.ResponseStartTimeoutSeconds),
 		Idle:          seconds(revision.Spec.IdleTimeoutSeconds),
-		HTTP2:         isHTTP2(revision),
+		HTTP2:         isHTTP2(user),
 		MaxQueue:      r.MaxQueue,
 		Wake:          func() { r.wake(id) },
 	}
@@ -67,13 +69,14 @@ func servingPort(user serving.Container) int {
 	return serving.DefaultUserPort
 }
 
-func isHTTP2(revision *serving.Revision) bool {
-	for _, p := range revision.Spec.Containers[0].Ports {
-		if p.Name == "h2c" {
-			return true
-		}
-	}
-	return false
+// servingContainer finds the container of a revision that requests go to: the one with a port, or the only one.
+func servingContainer(revision *serving.Revision) (n int, c serving.Container) {
+	n = max(0, slices.IndexFunc(revision.Spec.Containers, func(c serving.Container) bool { return len(c.Ports) > 0 }))
+	return n, revision.Spec.Containers[n]
+}
+
+func isHTTP2(c serving.Container) bool {
+	return slices.ContainsFunc(c.Ports, func(p serving.ContainerPort) bool { return p.Name == "h2c" })
 }
 
 // declare is what the autoscaler is told of a revision whose image is known.
@@ -98,15 +101,6 @@ func (r *Reconciler) declare(ctx context.Context, d *deployment, revision *servi
 
 // spec is what an engine needs to run the instances of a revision, with every reference resolved.
 func (r *Reconciler) spec(ctx context.Context, revision *serving.Revision) (engine.Spec, error) {
-	user := revision.Spec.Containers[0]
-	credentials, err := r.credentials(ctx, revision)
-	if err != nil {
-		return engine.Spec{}, err
-	}
-	env, err := r.env(ctx, revision.Namespace, user)
-	if err != nil {
-		return engine.Spec{}, err
-	}
 	if _, err := r.account(ctx, revision.Namespace, revision.Spec.ServiceAccountName); err != nil {
 		return engine.Spec{}, err
 	}
@@ -114,26 +108,69 @@ func (r *Reconciler) spec(ctx context.Context, revision *serving.Revision) (engi
 	if err != nil {
 		return engine.Spec{}, err
 	}
+	spec := engine.Spec{
+		Namespace: revision.Namespace, Service: revision.Labels[serving.LabelService],
+		Configuration: revision.Labels[serving.LabelConfiguration], Revision: revision.Name,
+		Volumes: volumes, StartupTimeout: r.StartupTimeout,
+	}
+	serves, _ := servingContainer(revision)
+	for n, user := range revision.Spec.Containers {
+		container, err := r.container(ctx, revision, user, revision.Status.ContainerStatuses[n].ImageDigest)
+		if err != nil && len(revision.Spec.Containers) > 1 {
+			err = fmt.Errorf("container %q: %w", user.Name, err)
+		}
+		if err != nil {
+			return engine.Spec{}, err
+		}
+		if n != serves {
+			setProbes(&container, user)
+			spec.Sidecars = append(spec.Sidecars, container)
+			continue
+		}
+		container.Port, container.HTTP2 = servingPort(user), isHTTP2(user)
+		setProbes(&container, user)
+		spec.Container = container
+	}
+	return spec, nil
+}
+
+// container is what an engine needs to know of one container of a revision, but for what depends on its port.
+func (r *Reconciler) container(ctx context.Context, revision *serving.Revision, user serving.Container, digest string) (engine.Container, error) {
+	credentials, err := r.credentials(ctx, revision, user.Image)
+	if err != nil {
+		return engine.Container{}, err
+	}
+	env, err := r.env(ctx, revision.Namespace, user)
+	if err != nil {
+		return engine.Container{}, err
+	}
 	container := engine.Container{
-		Name: user.Name, Image: revision.Status.ContainerStatuses[0].ImageDigest, Credentials: credentials,
+		Name: cmp.Or(user.Name, unnamedContainer), Image: digest, Credentials: credentials,
 		Command: user.Command, Args: user.Args, Env: env, WorkingDir: user.WorkingDir, Mounts: mounts(user),
-		Port: servingPort(user), HTTP2: isHTTP2(revision),
 		CPU:        user.Resources.Limits.Cpu().MilliValue(),
 		CPURequest: user.Resources.Requests.Cpu().MilliValue(),
 		Memory:     user.Resources.Limits.Memory().Value(),
 	}
-	if container.Name == "" {
-		container.Name = "user-container"
+	setSecurity(&container, user.SecurityContext)
+	return container, nil
+}
+
+// setSecurity gives a container what a security context asks for.
+func setSecurity(c *engine.Container, context *serving.SecurityContext) {
+	if context == nil {
+		return
 	}
-	if c := user.SecurityContext; c != nil {
-		container.User = c.RunAsUser
+	c.User, c.Group = context.RunAsUser, context.RunAsGroup
+	c.NonRoot = context.RunAsNonRoot != nil && *context.RunAsNonRoot
+	c.ReadOnly = context.ReadOnlyRootFilesystem != nil && *context.ReadOnlyRootFilesystem
+	if context.Capabilities != nil {
+		for _, name := range context.Capabilities.Drop {
+			c.Drop = append(c.Drop, string(name))
+		}
+		for _, name := range context.Capabilities.Add {
+			c.Add = append(c.Add, string(name))
+		}
 	}
-	setProbes(&container, user)
-	return engine.Spec{
-		Namespace: revision.Namespace, Service: revision.Labels[serving.LabelService],
-		Configuration: revision.Labels[serving.LabelConfiguration], Revision: revision.Name,
-		Container: container, Volumes: volumes, StartupTimeout: r.StartupTimeout,
-	}, nil
 }
 
 // env resolves a container's environment: envFrom first, then env, where a later name replaces an earlier one.
@@ -211,16 +248,16 @@ func (r *Reconciler) data(ctx context.Context, kind serving.Kind, namespace, nam
 	return data, nil
 }
 
-// credentials finds what the revision's image is pulled with: its pull secrets, for the image's registry.
-func (r *Reconciler) credentials(ctx context.Context, revision *serving.Revision) (engine.Credentials, error) {
+// credentials finds what an image of the revision is pulled with: its pull secrets, for the image's registry.
+func (r *Reconciler) credentials(ctx context.Context, revision *serving.Revision, image string) (engine.Credentials, error) {
 	credentials := engine.Credentials{Insecure: revision.Annotations[serving.AnnotationInsecureRegistry] == "true"}
 	secrets, err := r.pullSecrets(ctx, revision)
 	if err != nil || len(secrets) == 0 {
 		return credentials, err
 	}
-	ref, err := name.ParseReference(revision.Spec.Containers[0].Image)
+	ref, err := name.ParseReference(image)
 	if err != nil {
-		return credentials, fmt.Errorf("parsing image %q: %w", revision.Spec.Containers[0].Image, err)
+		return credentials, fmt.Errorf("parsing image %q: %w", image, err)
 	}
 	registry := ref.Context().RegistryStr()
 	for _, secret := range secrets {

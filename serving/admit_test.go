@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -108,13 +109,13 @@ func TestAdmit_NamesAnInvalidServiceAccountAsTheConformanceSuiteExpects(t *testi
 
 func TestAdmit_RefusesWhatBerthCannotRun(t *testing.T) {
 	for container, path := range map[string]string{
-		"resources: {limits: {cpu: '0'}}":                                        "spec.template.spec.containers[0].resources.limits[cpu]",
-		"resources: {limits: {cpu: '-1'}}":                                       "spec.template.spec.containers[0].resources.limits[cpu]",
-		"resources: {limits: {memory: '0'}}":                                     "spec.template.spec.containers[0].resources.limits[memory]",
-		"resources: {limits: {memory: 4Mi}}":                                     "spec.template.spec.containers[0].resources.limits[memory]",
-		"resources: {limits: {nvidia.com/gpu: 1}}":                               "spec.template.spec.containers[0].resources.limits[nvidia.com/gpu]",
-		"ports: [{containerPort: 80}]}, {image: registry.example/sidecar":        "spec.template.spec.containers[1]",
-		"ports: [{containerPort: 80}]}], initContainers: [{image: x, name: init": "spec.template.spec.initContainers",
+		"resources: {limits: {cpu: '0'}}":                                                          "spec.template.spec.containers[0].resources.limits[cpu]",
+		"resources: {limits: {cpu: '-1'}}":                                                         "spec.template.spec.containers[0].resources.limits[cpu]",
+		"resources: {limits: {memory: '0'}}":                                                       "spec.template.spec.containers[0].resources.limits[memory]",
+		"resources: {limits: {memory: 4Mi}}":                                                       "spec.template.spec.containers[0].resources.limits[memory]",
+		"resources: {limits: {nvidia.com/gpu: 1}}":                                                 "spec.template.spec.containers[0].resources.limits[nvidia.com/gpu]",
+		"ports: [{containerPort: 80}]" + strings.Repeat("}, {image: registry.example/sidecar", 10): "spec.template.spec.containers",
+		"ports: [{containerPort: 80}]}], initContainers: [{image: x, name: init":                   "spec.template.spec.initContainers",
 	} {
 		status := refusal(t, serving.Change{New: service(t, container)})
 		found := false
@@ -124,6 +125,21 @@ func TestAdmit_RefusesWhatBerthCannotRun(t *testing.T) {
 		if !found || status.Code != 400 || !strings.HasPrefix(status.Message, "validation failed: ") {
 			t.Errorf("%s: got %d %q, causes %+v; want one for %s", container, status.Code, status.Message, status.Details.Causes, path)
 		}
+	}
+}
+
+func TestAdmit_TakesSidecarsAndNamesThem(t *testing.T) {
+	s := service(t, "ports: [{containerPort: 80}]}, {image: registry.example/sidecar}, {image: registry.example/helper, name: helper")
+	warnings, err := admission(t).Admit(t.Context(), serving.Change{New: s})
+	if err != nil || len(warnings) > 0 {
+		t.Fatalf("got %v and warnings %q", err, warnings)
+	}
+	var names []string
+	for _, c := range s.Spec.Template.Spec.Containers {
+		names = append(names, c.Name)
+	}
+	if want := []string{"user-container-0", "user-container-1", "helper"}; !slices.Equal(names, want) {
+		t.Errorf("they are named %q, want %q", names, want)
 	}
 }
 
@@ -241,7 +257,7 @@ func TestAdmit_WarnsOfSettingsWithoutEffect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "spec.template.metadata.annotations[serving.knative.dev/progress-deadline] has no effect in this release of Berth"
+	want := "spec.template.metadata.annotations[" + serving.AnnotationProgressDeadline + "] has no effect in this release of Berth"
 	if len(warnings) != 1 || warnings[0] != want {
 		t.Errorf("got warnings %q, want %q", warnings, want)
 	}
@@ -283,11 +299,12 @@ spec: {containers: [{name: user-container, image: registry.example/hello}]}`)
 func TestAdmit_TakesEnvironmentFromSecretsAndConfigMapsAndWarnsOfFieldsWithoutEffect(t *testing.T) {
 	s := service(t, "env: [{name: A, valueFrom: {secretKeyRef: {name: s, key: k}}}, {name: B, valueFrom: {configMapKeyRef: {name: s, key: k}}}], "+
 		"envFrom: [{secretRef: {name: s}}, {configMapRef: {name: c}}], securityContext: {runAsNonRoot: true, runAsUser: 5}")
+	s.Spec.Template.Annotations = map[string]string{serving.AnnotationProgressDeadline: "5m"}
 	warnings, err := admission(t).Admit(t.Context(), serving.Change{New: s})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "spec.template.spec.containers[0].securityContext.runAsNonRoot has no effect in this release of Berth"
+	want := "spec.template.metadata.annotations[" + serving.AnnotationProgressDeadline + "] has no effect in this release of Berth"
 	if len(warnings) != 1 || warnings[0] != want {
 		t.Errorf("got warnings %q, want %q", warnings, want)
 	}

@@ -19,6 +19,9 @@ const (
 // kernel's memory too.
 const leastMemory = 8 << 20
 
+// mostContainers is how many containers an instance has at most, as on Cloud Run.
+const mostContainers = 10
+
 // unsupported refuses what Knative or Cloud Run allow and Berth cannot do.
 func unsupported(o Object) (refused *apis.FieldError) {
 	switch o := o.(type) {
@@ -50,8 +53,8 @@ func unsupportedVisibility(o Object) (refused *apis.FieldError) {
 }
 
 func unsupportedPod(pod PodSpec) (refused *apis.FieldError) {
-	if len(pod.Containers) > 1 {
-		refused = refused.Also(refusal("Berth runs one container per instance; remove the others", "containers[1]"))
+	if n := len(pod.Containers); n > mostContainers {
+		refused = refused.Also(refusal(fmt.Sprintf("an instance has at most %d containers, and these are %d; remove some", mostContainers, n), "containers"))
 	}
 	if n := len(pod.Volumes); n > mostVolumes {
 		refused = refused.Also(refusal(fmt.Sprintf("there are %d volumes, and %d is the most that an instance can have", n, mostVolumes), "volumes"))
@@ -111,30 +114,5 @@ func withoutEffect(o Object) (warnings []string) {
 	if _, ok := template.Annotations[AnnotationProgressDeadline]; ok {
 		warn("metadata.annotations[" + AnnotationProgressDeadline + "]")
 	}
-	for i, c := range template.Spec.Containers {
-		path := fmt.Sprintf("spec.containers[%d].", i)
-		for _, field := range securityWithoutEffect(c.SecurityContext) {
-			warn(path + "securityContext." + field)
-		}
-	}
 	return warnings
-}
-
-func securityWithoutEffect(sc *SecurityContext) (fields []string) {
-	if sc == nil {
-		return nil
-	}
-	if sc.RunAsGroup != nil {
-		fields = append(fields, "runAsGroup")
-	}
-	if sc.RunAsNonRoot != nil && *sc.RunAsNonRoot {
-		fields = append(fields, "runAsNonRoot")
-	}
-	if sc.ReadOnlyRootFilesystem != nil && *sc.ReadOnlyRootFilesystem {
-		fields = append(fields, "readOnlyRootFilesystem")
-	}
-	if sc.Capabilities != nil {
-		fields = append(fields, "capabilities")
-	}
-	return fields
 }
