@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/labels"
+
 	"github.com/berth-run/berth/serving"
 )
 
@@ -117,7 +119,12 @@ func coreServiceColumns() []column {
 }
 
 func coreServiceWideColumns() []column {
-	return []column{{"Selector", "string", func(serving.Object) any { return "<none>" }}}
+	return []column{{"Selector", "string", func(o serving.Object) any {
+		if selector := o.(*serving.CoreService).Spec.Selector; len(selector) > 0 {
+			return labels.FormatLabels(selector)
+		}
+		return "<none>"
+	}}}
 }
 
 // externalAddress is where a service is reached from outside.

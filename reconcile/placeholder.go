@@ -89,6 +89,11 @@ func (r *Reconciler) placeholder(ctx context.Context, route *serving.Route) erro
 			Type: serving.ServiceTypeExternalName, ExternalName: serving.Host(route.Namespace, route.Name, "", r.Domain), Ports: httpPort(0),
 		},
 	}
+	if service := route.Labels[serving.LabelService]; service != "" {
+		// For clients that look for the pods of a service, as kubectl port-forward does.
+		want.Spec.Selector = map[string]string{serving.LabelService: service}
+		want.Spec.Ports[0].TargetPort = intstr.FromString(userPort)
+	}
 	stored, err := get[serving.CoreService](ctx, r, serving.KindCoreService, route.Namespace, route.Name)
 	if err != nil {
 		return err

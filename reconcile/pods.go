@@ -22,6 +22,8 @@ const (
 	podsDelay = 250 * time.Millisecond
 	// podFinalizer keeps a deleted pod until its instance has ended.
 	podFinalizer = "berth.run/instance"
+	// userPort is what the port that requests go to is called in pods, as Knative calls it.
+	userPort = "user-port"
 	// unnamedContainer is what the one container of a revision is called that the user gave no name.
 	unnamedContainer = "user-container"
 )
@@ -174,8 +176,12 @@ func podOf(revision *serving.Revision, instance autoscaler.InstanceStatus, node 
 	pod.Spec.NodeName = node
 	pod.Spec.RestartPolicy = serving.RestartPolicyAlways
 	for i := range pod.Spec.Containers {
-		if c := &pod.Spec.Containers[i]; c.Name == "" {
+		c := &pod.Spec.Containers[i]
+		if c.Name == "" {
 			c.Name = unnamedContainer
+		}
+		if len(pod.Spec.Containers) == 1 || len(instance.Containers) > 0 && c.Name == instance.Containers[0].Name { // requests go to it
+			c.Ports = []serving.ContainerPort{{Name: userPort, ContainerPort: int32(servingPort(*c)), Protocol: serving.ProtocolTCP}}
 		}
 	}
 	if len(instance.Containers) > 1 {

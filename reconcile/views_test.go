@@ -78,6 +78,9 @@ func TestPods_ShowTheInstancesOfARevision(t *testing.T) {
 	if len(pod.OwnerReferences) != 1 || pod.OwnerReferences[0].Kind != "Revision" || pod.OwnerReferences[0].Name != "hello-00001" {
 		t.Errorf("owners %+v, want the revision", pod.OwnerReferences)
 	}
+	if ports := pod.Spec.Containers[0].Ports; len(ports) != 1 || ports[0].Name != "user-port" || ports[0].ContainerPort != 8080 {
+		t.Errorf("ports %+v", ports)
+	}
 	if pod.Spec.Containers[0].Name != "user-container" || pod.Spec.NodeName != "machine" {
 		t.Errorf("container %q on node %q", pod.Spec.Containers[0].Name, pod.Spec.NodeName)
 	}
