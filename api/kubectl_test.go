@@ -104,6 +104,17 @@ func TestKubectl_ShowsWhyAServiceIsRefused(t *testing.T) {
 	}
 }
 
+func TestKubectl_SaysWhichKindsThereAreNot(t *testing.T) {
+	s := newTLSServer(t)
+	out, err := s.kubectl("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\nspec: {}\n", "apply", "-f", "-")
+	if err == nil || !strings.Contains(out, `no matches for kind "Deployment" in version "apps/v1"`) {
+		t.Errorf("got %v: %s", err, out)
+	}
+	if got := s.do("GET", "/openapi/v2", "").want(t, 200).body; !strings.Contains(got, `"swagger":"2.0"`) {
+		t.Errorf("got %s", got)
+	}
+}
+
 func TestKubectl_KeepsSecretsAndConfigMaps(t *testing.T) {
 	s := newTLSServer(t)
 	s.run("", []string{"create", "secret", "generic", "db", "--from-literal=password=x"}, "secret/db created")

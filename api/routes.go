@@ -50,6 +50,9 @@ func (a *api) routes() []route {
 		{"GET", "/version", token, a.version, none},
 		{"GET", "/api", token, a.apiVersions, none},
 		{"GET", "/apis", token, a.apiGroups, none},
+		// As token requests, reviews are no objects: their group has no discovery document.
+		{"POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", token, a.reviewAccess, none},
+		{"GET", "/openapi/v2", token, a.openAPI2, none},
 		{"GET", "/openapi/v3", token, a.openAPIIndex, none},
 		// Berth's own is not in the discovery documents: clients complain of a group without objects.
 		{"GET", "/apis/berth.run/v1/info", token, a.info, none},
