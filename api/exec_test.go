@@ -3,12 +3,14 @@ package api_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -18,6 +20,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/moby/spdystream"
 	"k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-run/berth/api"
@@ -458,5 +461,88 @@ func TestKubectl_SaysWhyAPortIsNotForwarded(t *testing.T) {
 	_ = cmd.Wait()
 	if !strings.Contains(errs.String(), "forwarding port "+port+" of pod hello: dial tcp 127.0.0.1:"+port+": connect: connection refused") {
 		t.Errorf("kubectl says %q", errs.String())
+	}
+}
+
+func TestExec_CommandsEndWithTheServer(t *testing.T) {
+	instance := newShell()
+	s := withPod(t, instance, "user-container")
+	conn, _, err := s.dial(strings.Replace(execCat, "cat", "hang", 1), nil, "v5.channel.k8s.io")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.CloseNow()
+	instance.awaitBegun(t)
+	s.stop()
+	instance.awaitEnd(t)
+	if _, message, err := conn.Read(t.Context()); err != nil || !strings.Contains(string(message), `"status":"Failure"`) {
+		t.Errorf("got %q %v", message, err)
+	}
+}
+
+// dialSPDY opens a port-forward as clients before 1.31 do.
+func (s *server) dialSPDY() net.Conn {
+	s.t.Helper()
+	settings := s.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	settings.NextProtos = []string{"http/1.1"}
+	conn, err := tls.Dial("tcp", s.Listener.Addr().String(), settings)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { conn.Close() })
+	fmt.Fprintf(conn, "POST /api/v1/namespaces/default/pods/hello/portforward HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n"+
+		"Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: portforward.k8s.io\r\n\r\n", secretToken)
+	reply, err := http.ReadResponse(bufio.NewReaderSize(conn, 16), nil)
+	if err != nil || reply.StatusCode != http.StatusSwitchingProtocols {
+		s.t.Fatalf("upgrading: %v %v", reply, err)
+	}
+	return conn
+}
+
+func TestPortForward_BoundsConnections(t *testing.T) {
+	const most = 256 // maxForwarded
+	s := withPod(t, newShell(), "user-container")
+	conn, err := spdystream.NewConnection(s.dialSPDY(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go conn.Serve(spdystream.NoOpStreamHandler)
+	open := func(request int, kind, port string) error {
+		t.Helper()
+		stream, err := conn.CreateStream(http.Header{"streamType": {kind}, "port": {port}, "requestID": {strconv.Itoa(request)}}, nil, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stream.WaitTimeout(patience)
+	}
+	for _, wrong := range [][2]string{{"error", "0"}, {"error", "65536"}, {"error", "x"}, {"other", "80"}} {
+		if err := open(1000, wrong[0], wrong[1]); !errors.Is(err, spdystream.ErrReset) {
+			t.Errorf("a stream of kind %q and port %q: %v", wrong[0], wrong[1], err)
+		}
+	}
+	for i := range most {
+		if err := open(i, "error", "80"); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+	}
+	if err := open(most, "error", "80"); !errors.Is(err, spdystream.ErrReset) {
+		t.Errorf("one connection more: %v", err)
+	}
+	if err := open(0, "error", "80"); !errors.Is(err, spdystream.ErrReset) {
+		t.Errorf("a second stream of the same kind: %v", err)
+	}
+}
+
+func TestPortForward_RefusesLargeFrames(t *testing.T) {
+	s := withPod(t, newShell(), "user-container")
+	conn := s.dialSPDY()
+	if _, err := conn.Write([]byte{0, 0, 0, 1, 0, 0xff, 0xff, 0xff}); err != nil { // data of 16 MiB, announced
+		t.Fatal(err)
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection stays")
 	}
 }

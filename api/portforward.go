@@ -110,7 +110,8 @@ func (f *forwarding) sort(ctx context.Context, stream *spdystream.Stream) (c *fo
 	h := stream.Headers()
 	name := h.Get("requestID")
 	port, err := strconv.Atoi(h.Get("port"))
-	if err != nil || port < 1 || port > 65535 {
+	kind := h.Get("streamType")
+	if err != nil || port < 1 || port > 65535 || kind != "data" && kind != "error" {
 		return nil, false
 	}
 	f.mu.Lock()
@@ -129,12 +130,8 @@ func (f *forwarding) sort(ctx context.Context, stream *spdystream.Stream) (c *fo
 		f.open++
 	}
 	place := &c.errors
-	switch h.Get("streamType") {
-	case "error":
-	case "data":
+	if kind == "data" {
 		place = &c.data
-	default:
-		return nil, false
 	}
 	if *place != nil || c.port != port {
 		return nil, false

@@ -198,6 +198,8 @@ func Run(t *testing.T, newEngine func(t *testing.T) engine.Engine) {
 		"ExecHasATerminal":                        execHasATerminal,
 		"ExecThatCannotBeIsExplained":             execThatCannotBe,
 		"ExecEndsWithTheInstance":                 execEndsWithTheInstance,
+		"PortsOfLoopbackAreReached":               portsOfLoopbackAreReached,
+		"PortsEndWithTheInstance":                 portsEndWithTheInstance,
 		"TwentyInstancesStartAtOnce":              twentyInstancesStartAtOnce,
 		"VolumeHasItsFiles":                       volumeHasItsFiles,
 		"VolumeIsMountedInParts":                  volumeIsMountedInParts,
