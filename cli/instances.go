@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,7 +26,7 @@ func (p *program) instancesListCommand() *cobra.Command {
 		Use: "list", Aliases: []string{"ls"}, Short: "List running instances",
 		Long: `List the instances there are now: prepared (made, but no user code has run), starting, ready, draining (no new
 requests, those in flight finish) and stopping. SINCE is how long it has been in that state, START the time from start
-to ready. With -o wide, STEPS is what each step of making and starting it took; JSON and YAML have that in nanoseconds.`,
+to ready, RESTARTS how often its containers were started again in place. With -o wide, STEPS is what each step of making and starting it took; JSON and YAML have that in nanoseconds.`,
 		Args: arguments(0, 0, ""),
 	})
 	c.Flags().StringVar(&service, "service", "", "only those of this service")
@@ -70,13 +71,13 @@ to ready. With -o wide, STEPS is what each step of making and starting it took; 
 }
 
 func printInstances(out io.Writer, instances []client.Instance, all, wide bool) error {
-	columns := []string{"NAMESPACE", "NAME", "SERVICE", "STATE", "SINCE", "START", "AGE"}
+	columns := []string{"NAMESPACE", "NAME", "SERVICE", "STATE", "SINCE", "START", "RESTARTS", "AGE"}
 	if wide {
 		columns = append(columns, "STEPS")
 	}
 	t := newTable(out, namespaced(all, columns...)...)
 	for _, i := range instances {
-		cells := []string{i.Namespace, i.ID, dash(i.Service), string(i.State), age(i.Since), took(i.StartTook), age(i.Created)}
+		cells := []string{i.Namespace, i.ID, dash(i.Service), string(i.State), age(i.Since), took(i.StartTook), restarts(i), age(i.Created)}
 		if wide {
 			var steps []string
 			for _, stage := range i.Stages {
@@ -87,6 +88,15 @@ func printInstances(out io.Writer, instances []client.Instance, all, wide bool) 
 		t.row(namespaced(all, cells...)...)
 	}
 	return t.end()
+}
+
+// restarts adds up how often an instance's containers were started again.
+func restarts(i client.Instance) string {
+	count := 0
+	for _, c := range i.Containers {
+		count += c.Restarts
+	}
+	return strconv.Itoa(count)
 }
 
 // took prints how long something took, to the tenth of a millisecond; "-" when it has not ended.

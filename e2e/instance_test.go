@@ -42,23 +42,30 @@ func (p *platform) processes(service string) []int {
 		if i.Service != service || i.State == "prepared" {
 			continue
 		}
-		files, err := filepath.Glob("/sys/fs/cgroup/*/berth-" + mark(p.dir) + "/" + i.ID + "/cgroup.procs")
+		pids = append(pids, p.processesIn(i.ID)...)
+	}
+	return pids
+}
+
+// processesIn lists the processes in a cgroup of the platform's: INSTANCE, or INSTANCE.CONTAINER for a sidecar.
+func (p *platform) processesIn(group string) (pids []int) {
+	p.t.Helper()
+	files, err := filepath.Glob("/sys/fs/cgroup/*/berth-" + mark(p.dir) + "/" + group + "/cgroup.procs")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	v2, _ := filepath.Glob("/sys/fs/cgroup/berth-" + mark(p.dir) + "/" + group + "/cgroup.procs")
+	for _, file := range append(files, v2...)[:1] {
+		text, err := os.ReadFile(file)
 		if err != nil {
 			p.t.Fatal(err)
 		}
-		v2, _ := filepath.Glob("/sys/fs/cgroup/berth-" + mark(p.dir) + "/" + i.ID + "/cgroup.procs")
-		for _, file := range append(files, v2...)[:1] {
-			text, err := os.ReadFile(file)
+		for field := range strings.FieldsSeq(string(text)) {
+			pid, err := strconv.Atoi(field)
 			if err != nil {
 				p.t.Fatal(err)
 			}
-			for field := range strings.FieldsSeq(string(text)) {
-				pid, err := strconv.Atoi(field)
-				if err != nil {
-					p.t.Fatal(err)
-				}
-				pids = append(pids, pid)
-			}
+			pids = append(pids, pid)
 		}
 	}
 	return pids
