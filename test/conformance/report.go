@@ -3,15 +3,14 @@ package main
 import (
 	"fmt"
 	"strings"
-	"time"
 )
 
 // event is one line of go tool test2json.
 type event struct {
-	Time   time.Time
-	Action string
-	Test   string // empty for what concerns the package
-	Output string
+	Action  string
+	Test    string // empty for what concerns the package
+	Output  string
+	Elapsed float64 // seconds, without those that a test waits for its turn or for subtests beside it
 }
 
 // tally counts tests by how they ended. A test with a skipped subtest is skipped: not all of it was run.
@@ -38,8 +37,8 @@ type report struct {
 
 // test is what is known of a test that began.
 type test struct {
-	began   time.Time       // when it went on, after the tests that do not run beside others
 	output  strings.Builder // its subtests' too
+	elapsed float64         // its subtests' together, in seconds
 	skipped []string        // subtests
 	ended   string          // pass, fail or skip; empty while it runs
 }
@@ -57,7 +56,7 @@ func (r *report) take(e event) {
 		r.other.WriteString(e.Output)
 		return
 	}
-	name, _, subtest := strings.Cut(e.Test, "/")
+	name, below, subtest := strings.Cut(e.Test, "/")
 	t := r.tests[name]
 	if t == nil {
 		t = new(test)
@@ -65,17 +64,15 @@ func (r *report) take(e event) {
 	}
 	t.output.WriteString(e.Output)
 	switch e.Action {
-	case "run", "cont":
-		if !subtest {
-			t.began = e.Time
-		}
-		return
 	case "pass", "fail", "skip":
 	default:
 		return
 	}
 	if subtest {
 		r.subtests++
+		if !strings.Contains(below, "/") {
+			t.elapsed += e.Elapsed
+		}
 		if e.Action == "skip" {
 			t.skipped = append(t.skipped, e.Test)
 		}
@@ -85,7 +82,7 @@ func (r *report) take(e event) {
 	if t.ended == "pass" && len(t.skipped) > 0 {
 		t.ended = "skip"
 	}
-	fmt.Printf("%-4s  %-45s %6.1fs\n", map[string]string{"pass": "ok", "fail": "FAIL", "skip": "SKIP"}[t.ended], name, e.Time.Sub(t.began).Seconds())
+	fmt.Printf("%-4s  %-45s %6.1fs\n", map[string]string{"pass": "ok", "fail": "FAIL", "skip": "SKIP"}[t.ended], name, max(e.Elapsed, t.elapsed))
 	if t.ended != "pass" && !r.verbose {
 		fmt.Print(indented(t.output.String()))
 	}
