@@ -242,6 +242,18 @@ func removeCgroup(directory string) error {
 	}
 }
 
+// awaitEmpty waits until the processes in the instance's cgroups, which have ended, have left them: a runtime makes no
+// container where there are others. It waits no longer than removing them would.
+func (c *cgroups) awaitEmpty(id string) {
+	const tries = 50
+	for try := range tries {
+		if !slices.ContainsFunc(c.directories(), func(directory string) bool { return len(processesIn(filepath.Join(directory, id))) > 0 }) {
+			return
+		}
+		time.Sleep(time.Duration(try) * time.Millisecond)
+	}
+}
+
 // sweep kills every process in the engine's cgroups, waits until they are gone, and removes the cgroups.
 func (c *cgroups) sweep() error {
 	const patience = 10 * time.Second

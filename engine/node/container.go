@@ -148,7 +148,7 @@ func (c *container) ended(l *life, exit engine.Exit) {
 	l.endProbing()
 	c.started = false
 	c.enter(engine.ContainerTerminated, endReason(exit))
-	if time.Since(l.begun) >= steadyLife {
+	if !l.begun.IsZero() && time.Since(l.begun) >= steadyLife {
 		c.attempts = 0
 	}
 	if exit.OOM {
@@ -215,19 +215,39 @@ func (c *container) restart(l *life, why string) error {
 	case <-l.exited:
 	case <-timer.C:
 	case <-i.ending:
-		return errEnding
+		return c.giveUp()
 	}
 	return c.relive()
 }
 
+// giveUp leaves the container as it is, because the instance is ending. When its life has ended already, to be followed
+// by another, and then something else broke the instance down, nobody else tells of the end.
+func (c *container) giveUp() error {
+	i := c.instance
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if c.serves() && i.broken != nil && hasEnded(c.life.exited) {
+		i.finish(c.life.exit)
+	}
+	return errEnding
+}
+
+// removeCgroup removes the container's cgroup once its last life has ended. It is kept from one life to the next: what
+// a life has left in a volume counts to those that follow, and could not be taken from again and again.
+func (c *container) removeCgroup() {
+	i, e := c.instance, c.instance.engine
+	if err := e.cgroups.remove(c.id); err != nil {
+		e.logger.Error("removing a container's cgroup", "revision", i.spec.Revision, "instance", i.id, "container", c.spec.Name, "error", err)
+	}
+}
+
 // relive has a new life follow the present one, which it ends if need be. restarting is held.
 func (c *container) relive() error {
-	i := c.instance
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
 		select {
-		case <-i.ending:
+		case <-c.instance.ending:
 			cancel()
 		case <-ctx.Done():
 		}
@@ -236,6 +256,7 @@ func (c *container) relive() error {
 		c.life.kill()
 		pause := c.bury()
 		c.life.remove()
+		c.instance.engine.cgroups.awaitEmpty(c.id)
 		if pause > 0 {
 			c.say(fmt.Sprintf("%s is started again in %s", c.called(), pause))
 		}
@@ -251,12 +272,7 @@ func (c *container) relive() error {
 		}
 		c.say(fmt.Sprintf("starting %s again: %v", c.called(), err))
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if c.serves() && i.broken != nil && hasEnded(c.life.exited) {
-		i.finish(c.life.exit)
-	}
-	return errEnding
+	return c.giveUp()
 }
 
 // bury records that the present life will be followed by another, after a pause.

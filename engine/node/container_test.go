@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"slices"
@@ -83,6 +84,36 @@ func TestRestart_KeepsTheNetworkAndTheVolumes(t *testing.T) {
 		// Its own end is the instance's, now as before.
 		_ = i.containers[0].life.process.signal(9)
 		<-i.Exited()
+	})
+}
+
+func TestRestart_LeavesWhatIsInVolumesCountedToTheContainer(t *testing.T) {
+	runtimes(t, func(t *testing.T, e *Engine) {
+		s := enginetest.New(t, e)
+		i := s.Start(t, func(spec *engine.Spec) {
+			spec.Container.Memory = 64 << 20
+			spec.Volumes = []engine.Volume{{Name: "a"}, {Name: "b"}}
+			spec.Container.Mounts = []engine.Mount{{Volume: "a", Path: "/a"}, {Volume: "b", Path: "/b"}}
+		}, "serve").(*instance)
+		if status, body := enginetest.Request(t, i, http.MethodPost, "/write?mib=40&path=/a/kept"); status != http.StatusOK {
+			t.Fatal(body)
+		}
+		if err := i.containers[0].restart(i.containers[0].life, "LIVENESS"); err != nil {
+			t.Fatal(err)
+		}
+		conn, err := i.Dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "POST /write?mib=40&path=/b/more HTTP/1.0\r\n\r\n")
+		if answer, _ := io.ReadAll(conn); strings.Contains(string(answer), "200 OK") {
+			t.Fatal("it wrote more to its volumes than its memory limit")
+		}
+		<-i.Exited()
+		if !i.Exit().OOM {
+			t.Errorf("it ended with %+v", i.Exit())
+		}
 	})
 }
 

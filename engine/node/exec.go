@@ -167,6 +167,9 @@ func (l *life) beginExec(ctx context.Context, command engine.Command) (s *stream
 func (l *life) launch(ctx context.Context, dir string, s *streams) (*process, error) {
 	l.launching.Lock()
 	defer l.launching.Unlock()
+	if hasEnded(l.exited) { // and the next life has the same names
+		return nil, errors.New("the container has ended")
+	}
 	pid, err := l.container.instance.engine.runtime.exec(ctx, l.container.id, dir, s)
 	s.closeTheirs()
 	if err != nil {

@@ -368,6 +368,7 @@ func (i *instance) abandon() {
 	for _, c := range i.containers {
 		if c.life != nil {
 			c.life.abandon()
+			c.removeCgroup()
 		}
 	}
 	i.giveBack()
@@ -377,6 +378,7 @@ func (i *instance) abandon() {
 func (i *instance) remove() {
 	for _, c := range i.containers {
 		c.life.remove()
+		c.removeCgroup()
 	}
 	i.giveBack()
 }

@@ -328,11 +328,14 @@ func (l *life) abandon() {
 	l.remove()
 }
 
-// remove gives back all that the life holds. No process of it is left. Calling it again does nothing.
+// remove gives back all that the life holds but its cgroup, which is the container's. No process of it is left. Calling
+// it again does nothing.
 func (l *life) remove() {
 	c := l.container
 	i, e := c.instance, c.instance.engine
-	l.probing.Wait() // the life's end has stopped it
+	l.probing.Wait()   // the life's end has stopped it
+	l.launching.Lock() // what is being started here must not be found in the next life, which has the same names
+	defer l.launching.Unlock()
 	if l.memory != nil {
 		l.memory.Close() // before its cgroup goes, which is an event too
 	}
@@ -342,16 +345,14 @@ func (l *life) remove() {
 	if l.output != nil {
 		l.output.close()
 	}
-	var errs []error
-	errs = append(errs, e.namespace.do(func() error {
+	err := e.namespace.do(func() error {
 		var unmounted error
 		if l.rootfs != nil {
 			unmounted = l.rootfs.unmount()
 		}
 		return errors.Join(unmounted, e.runtime.remove(c.id))
-	}))
-	errs = append(errs, e.cgroups.remove(c.id))
-	if err := errors.Join(errs...); err != nil {
+	})
+	if err != nil {
 		e.logger.Error("removing a container", "revision", i.spec.Revision, "instance", i.id, "container", c.spec.Name, "error", err)
 	}
 }
