@@ -35,10 +35,12 @@ type watcher struct {
 	choose  selection
 	request *http.Request
 	lines   *lines
-	// known says for the objects whose changes came by whether they were selected: a change of labels makes an
-	// object appear or go. It stays nil when no change of an object makes a difference.
+	// known are the objects that are selected: a change of labels makes an object appear or go. Those that changed
+	// before listed and are not selected are in it too, as false. It is nil when no change of an object makes a difference.
 	known map[string]bool
-	last  string // version of the newest event
+	// listed is the version from which on an object that is not known is surely not selected: see know.
+	listed string
+	last   string // version of the newest event
 }
 
 // watchOptions are the parameters of a watch.
@@ -90,7 +92,7 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request, kind serving.Kind, v
 	var initial []serving.Object
 	version := options.version
 	if version == "" || options.initial {
-		if initial, version, err = a.Store.List(ctx, kind, namespace); err != nil {
+		if initial, version, err = a.choose(r, kind, s); err != nil {
 			return err
 		}
 	}
@@ -100,9 +102,15 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request, kind serving.Kind, v
 	}
 	defer events.Stop()
 
-	wr := &watcher{kind: kind, view: v, choose: s, request: r, lines: newLines(w), last: version}
+	wr := &watcher{kind: kind, view: v, choose: s, request: r, lines: newLines(w), last: version, listed: version}
 	if !s.constant() {
-		wr.known = map[string]bool{}
+		selected := initial
+		if selected == nil {
+			if selected, wr.listed, err = a.choose(r, kind, s); err != nil {
+				return err
+			}
+		}
+		wr.know(selected, version)
 	}
 	if err := wr.lines.begin(); err != nil {
 		return nil // the client is gone
@@ -173,7 +181,7 @@ func (wr *watcher) run(ctx context.Context, events store.Watch, initial []servin
 
 // write sends an event as the selectors make it look, or nothing.
 func (wr *watcher) write(e store.Event) error {
-	if version := e.Object.GetResourceVersion(); wr.newer(version) {
+	if version := e.Object.GetResourceVersion(); newer(version, wr.last) {
 		wr.last = version
 	}
 	kind := wr.selected(e)
@@ -184,9 +192,22 @@ func (wr *watcher) write(e store.Event) error {
 }
 
 // newer compares versions, which are decimal numbers without leading zeros.
-func (wr *watcher) newer(version string) bool {
-	return len(version) > len(wr.last) || len(version) == len(wr.last) && version > wr.last
+func newer(version, than string) bool {
+	return len(version) > len(than) || len(version) == len(than) && version > than
 }
+
+// know notes which objects are selected at the version that the watch begins from: of those selected at listed, or
+// now, the ones that have not changed since. What changed in between is learned from its first event.
+func (wr *watcher) know(selected []serving.Object, version string) {
+	wr.known = map[string]bool{}
+	for _, o := range selected {
+		if !newer(o.GetResourceVersion(), version) {
+			wr.known[nameOfObject(o)] = true
+		}
+	}
+}
+
+func nameOfObject(o serving.Object) string { return o.GetNamespace() + "/" + o.GetName() }
 
 // selected is the event's type as one sees it who sees only what the selectors select; "" is no event.
 func (wr *watcher) selected(e store.Event) store.EventType {
@@ -197,24 +218,26 @@ func (wr *watcher) selected(e store.Event) store.EventType {
 		}
 		return ""
 	}
-	key := e.Object.GetNamespace() + "/" + e.Object.GetName()
+	key := nameOfObject(e.Object)
 	was, seen := wr.known[key]
-	wr.known[key] = matches
-	switch {
-	case e.Type == store.Deleted:
+	late := newer(e.Object.GetResourceVersion(), wr.listed)
+	unsure := !seen && !late // it may have been selected where the watch began
+	if e.Type != store.Deleted && (matches || !late) {
+		wr.known[key] = matches
+	} else {
 		delete(wr.known, key)
-		if matches || was {
-			return store.Deleted
-		}
-		return ""
-	case matches && seen && !was:
-		return store.Added
-	case matches:
-		return e.Type
-	case was, !seen && e.Type == store.Modified:
-		// Not seen before, it may have been selected at the version the watch began from: a client that does not
-		// have it takes no harm from its going.
+	}
+	switch {
+	case e.Type == store.Deleted && (matches || was):
 		return store.Deleted
+	case e.Type == store.Deleted:
+		return ""
+	case matches && (was || unsure):
+		return e.Type
+	case matches:
+		return store.Added
+	case was, unsure && e.Type == store.Modified:
+		return store.Deleted // a client that does not have it takes no harm from that
 	}
 	return ""
 }

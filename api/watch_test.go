@@ -74,6 +74,46 @@ func TestWatch_WithALabelSelectorSeesObjectsComeAndGo(t *testing.T) {
 	w.want("DELETED", "one")
 }
 
+func TestWatch_WithALabelSelectorSaysNothingOfOthers(t *testing.T) {
+	s := newServer(t)
+	s.created(services, hello("other"))
+	s.created(services, hello("one"))
+	s.label("one", `{"tier":"x"}`)
+	_, meta := s.names(services)
+	w := s.watch(services + "?watch=true&labelSelector=tier&resourceVersion=" + meta.ResourceVersion)
+	s.label("other", `{"a":"b"}`) // neither before nor after is it selected
+	s.label("one", `{"a":"b"}`)
+	w.want("MODIFIED", "one")
+	s.label("other", `{"tier":"y"}`)
+	w.want("ADDED", "other")
+	s.label("other", `{"tier":null}`)
+	w.want("DELETED", "other")
+	s.label("other", `{"a":"c"}`)
+	s.do("DELETE", services+"/other", "").want(t, 200)
+	s.label("one", `{"tier":null}`)
+	w.want("DELETED", "one")
+}
+
+func TestWatch_WithALabelSelectorTellsWhatWentBeforeItBegan(t *testing.T) {
+	s := newServer(t)
+	for _, name := range []string{"changed", "deleted", "kept", "relabelled"} {
+		s.created(services, hello(name))
+		s.label(name, `{"tier":"x"}`)
+	}
+	_, meta := s.names(services)
+	s.label("changed", `{"tier":null}`)
+	s.label("relabelled", `{"tier":null}`)
+	s.do("DELETE", services+"/relabelled", "").want(t, 200)
+	s.do("DELETE", services+"/deleted", "").want(t, 200)
+	s.label("changed", `{"a":"b"}`)
+	w := s.watch(services + "?watch=true&labelSelector=tier&resourceVersion=" + meta.ResourceVersion)
+	w.want("DELETED", "changed")
+	w.want("DELETED", "relabelled")
+	w.want("DELETED", "deleted")
+	s.label("kept", `{"tier":null}`)
+	w.want("DELETED", "kept")
+}
+
 func TestWatch_MarksTheEndOfInitialEventsAndOfItsTime(t *testing.T) {
 	s := newServer(t)
 	s.created(services, hello("one"))
