@@ -119,6 +119,9 @@ func (a *api) merge(r *http.Request, kind serving.Kind, p application, old servi
 	if err != nil {
 		return nil, nil, fmt.Errorf("encoding %s %q: %w", kind, p.object.GetName(), err)
 	}
+	if len(data) > maxBody { // each manager may add as much, and its name
+		return nil, nil, objectTooLarge("applied", len(data))
+	}
 	o, _, err := decodeObject(kind, data, formatJSON, ignore)
 	if err != nil {
 		return nil, nil, err

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -185,4 +186,13 @@ func TestPut_TakesAListWhoseElementsHaveNoKeys(t *testing.T) {
 	if len(o.Spec.Template.Spec.ImagePullSecrets) != 2 || len(o.ManagedFields) != 1 {
 		t.Errorf("got %v, managedFields %v", o.Spec.Template.Spec.ImagePullSecrets, o.ManagedFields)
 	}
+}
+
+func TestApply_BoundsWhatManyManagersMake(t *testing.T) {
+	s := newServer(t)
+	s.apply("ci", "hello", helloYAML).want(t, 201)
+	const env = `{"apiVersion":"serving.knative.dev/v1","kind":"Service","spec":{"template":{"spec":{"containers":[{"name":"user-container","env":[{"name":%q,"value":%q}]}]}}}}`
+	value := strings.Repeat("x", 2<<20)
+	s.apply("one", "hello", fmt.Sprintf(env, "ONE", value)).want(t, 200)
+	s.apply("two", "hello", fmt.Sprintf(env, "TWO", value)).refused(t, 413, v1.StatusReasonRequestEntityTooLarge, "the applied object has", "3145728 is the most")
 }

@@ -109,6 +109,11 @@ func patchDoesNotApply(kind serving.Kind, name string, why error) *statusError {
 	return e
 }
 
+func objectTooLarge(changed string, size int) *statusError {
+	return failure(http.StatusRequestEntityTooLarge, v1.StatusReasonRequestEntityTooLarge,
+		fmt.Sprintf("the %s object has %d bytes, and %d is the most that is taken", changed, size, maxBody))
+}
+
 func forbidden(kind serving.Kind, name, why string) *statusError {
 	return failure(http.StatusForbidden, v1.StatusReasonForbidden, fmt.Sprintf("%s %q is forbidden: %s", kind, name, why))
 }

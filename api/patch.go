@@ -85,8 +85,7 @@ func patched(kind serving.Kind, old serving.Object, apply func([]byte) ([]byte, 
 		return nil, nil, patchDoesNotApply(kind, old.GetName(), err)
 	}
 	if len(after) > maxBody {
-		return nil, nil, failure(http.StatusRequestEntityTooLarge, "RequestEntityTooLarge",
-			fmt.Sprintf("the patched object has %d bytes, and %d is the most that is taken", len(after), maxBody))
+		return nil, nil, objectTooLarge("patched", len(after))
 	}
 	o, warnings, err := decodeObject(kind, after, formatJSON, s)
 	if err == nil && o.GetName() == "" {

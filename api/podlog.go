@@ -85,7 +85,7 @@ func (a *api) writePodLog(ctx context.Context, l *lines, o podLogOptions) error 
 	if o.tail >= 0 && !o.until.IsZero() {
 		keep = func(line engine.LogLine) error {
 			if last = append(last, line); len(last) > o.tail {
-				last = slices.Delete(last, 0, 1)
+				last = last[1:]
 			}
 			return nil
 		}
