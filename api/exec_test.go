@@ -21,6 +21,7 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/moby/spdystream"
+	"github.com/moby/spdystream/spdy"
 	"k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-run/berth/api"
@@ -424,6 +425,47 @@ func TestKubectl_ForwardsPorts(t *testing.T) {
 			close(instance.exited) // kubectl ends with the instance
 			_ = cmd.Wait()
 		})
+	}
+}
+
+func TestPortForward_WhatIsSentOnRefusedStreamsHoldsUpNoOthers(t *testing.T) {
+	s := withPod(t, newShell(), "user-container")
+	web, _, err := s.dial("/api/v1/namespaces/default/pods/hello/portforward", nil, "SPDY/3.1+portforward.k8s.io")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer web.CloseNow()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	conn := websocket.NetConn(ctx, web, websocket.MessageBinary)
+	framer, err := spdy.NewFramer(conn, conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func(id spdy.StreamId, kind string) {
+		t.Helper()
+		if err := framer.WriteFrame(&spdy.SynStreamFrame{StreamId: id, Headers: http.Header{
+			"Streamtype": {kind}, "Port": {"1"}, "Requestid": {"0"},
+		}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const wanted = 101
+	for id := spdy.StreamId(1); id < wanted; id += 2 {
+		open(id, "unknown")
+		if err := framer.WriteFrame(&spdy.DataFrame{StreamId: id, Data: []byte("x")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open(wanted, "error")
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			t.Fatalf("no answer to the stream that is wanted: %v", err)
+		}
+		if reply, ok := frame.(*spdy.SynReplyFrame); ok && reply.StreamId == wanted {
+			return
+		}
 	}
 }
 

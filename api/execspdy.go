@@ -30,7 +30,7 @@ func (c *upgraded) openStreams(ctx context.Context, want wanted) (*session, erro
 		mu.Lock()
 		defer mu.Unlock()
 		if !missing[kind] || stream.SendReply(nil, false) != nil {
-			_ = stream.Refuse()
+			refuse(stream)
 			return
 		}
 		missing[kind] = false

@@ -81,7 +81,7 @@ type forwarded struct {
 func (f *forwarding) take(ctx context.Context, stream *spdystream.Stream) {
 	c, complete := f.sort(ctx, stream)
 	if c == nil {
-		_ = stream.Refuse()
+		refuse(stream)
 		return
 	}
 	if stream.SendReply(nil, false) != nil || !complete {
@@ -108,9 +108,8 @@ func (f *forwarding) wait() {
 // sort finds or makes the connection of a stream, nil when there is none for it, and tells whether it was the second one.
 func (f *forwarding) sort(ctx context.Context, stream *spdystream.Stream) (c *forwarded, complete bool) {
 	h := stream.Headers()
-	name := h.Get("requestID")
+	name, kind := h.Get("requestID"), h.Get("streamType")
 	port, err := strconv.Atoi(h.Get("port"))
-	kind := h.Get("streamType")
 	if err != nil || port < 1 || port > 65535 || kind != "data" && kind != "error" {
 		return nil, false
 	}
@@ -124,9 +123,9 @@ func (f *forwarding) sort(ctx context.Context, stream *spdystream.Stream) (c *fo
 		if f.open == maxForwarded {
 			return nil, false
 		}
-		c = &forwarded{name: name, port: port}
-		c.late = time.AfterFunc(streamPatience, func() { f.giveUp(c) })
-		f.pending[name] = c
+		made := &forwarded{name: name, port: port}
+		made.late = time.AfterFunc(streamPatience, func() { f.giveUp(made) })
+		f.pending[name], c = made, made
 		f.open++
 	}
 	place := &c.errors

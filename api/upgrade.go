@@ -247,6 +247,13 @@ func (c *upgraded) streams(ctx context.Context, handle func(*spdystream.Stream))
 	return s, nil
 }
 
+// refuse tells a client that a stream is not wanted, and forgets it: what is still sent on it would wait for a reader,
+// and other streams behind it.
+func refuse(stream *spdystream.Stream) {
+	_ = stream.Refuse()
+	_ = stream.Reset()
+}
+
 // guarded fails when a SPDY data frame is larger than maxFrame, as the library makes room for whatever is announced.
 type guarded struct {
 	net.Conn
