@@ -34,8 +34,9 @@ type Issuer struct {
 	url  string
 	path string
 
-	mu   sync.Mutex
-	keys []key // the first signs; none before the first token
+	mu     sync.Mutex
+	keys   []key           // the first signs; none before the first token; guarded by mu
+	unkept *rsa.PrivateKey // the key that was made and could not be written yet; guarded by mu
 }
 
 // Open returns the issuer of a URL, whose keys are in the file at path. The first key is made when it is first
@@ -147,17 +148,20 @@ func (i *Issuer) signingKey() (key, error) {
 	if len(i.keys) > 0 {
 		return i.keys[0], nil
 	}
-	private, err := rsa.GenerateKey(rand.Reader, keyBits)
-	if err != nil {
-		return key{}, fmt.Errorf("making a key to sign tokens with: %w", err)
+	if i.unkept == nil { // making one is work that everybody who reads the keys can ask for
+		private, err := rsa.GenerateKey(rand.Reader, keyBits)
+		if err != nil {
+			return key{}, fmt.Errorf("making a key to sign tokens with: %w", err)
+		}
+		i.unkept = private
 	}
-	made, err := newKey(&private.PublicKey, private)
+	made, err := newKey(&i.unkept.PublicKey, i.unkept)
 	if err != nil {
 		return key{}, err
 	}
-	if err := writeKey(i.path, private); err != nil {
+	if err := writeKey(i.path, i.unkept); err != nil {
 		return key{}, err
 	}
-	i.keys = []key{made}
+	i.keys, i.unkept = []key{made}, nil
 	return made, nil
 }

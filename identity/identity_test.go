@@ -149,6 +149,25 @@ func TestOpen_KeepsTheKey(t *testing.T) {
 	}
 }
 
+func TestKeys_AreMadeOnceThoughTheyCannotBeWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "missing", "keys.pem")
+	i := open(t, path)
+	if _, err := i.Keys(); err == nil {
+		t.Fatal("keys that are kept nowhere are published")
+	}
+	made := i.unkept
+	if _, err := i.Issue(Subject{Namespace: "default", Account: "default"}, nil, time.Hour); err == nil || i.unkept != made {
+		t.Errorf("got %v and another key: %v", err, i.unkept != made)
+	}
+	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	before := published(t, i)
+	if after := published(t, open(t, path)); len(before.Keys) != 1 || len(after.Keys) != 1 || after.Keys[0].KeyID != before.Keys[0].KeyID {
+		t.Errorf("got %v, after a restart %v", before, after)
+	}
+}
+
 func TestOpen_ListsOldKeysAfterTheNewOne(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "keys.pem")
 	before := open(t, path)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/go-jose/go-jose/v4"
 )
@@ -105,8 +106,20 @@ func writeKey(path string, private *rsa.PrivateKey) error {
 	if err = errors.Join(err, file.Sync(), file.Close()); err == nil {
 		err = os.Rename(temporary, path)
 	}
+	if err == nil {
+		err = syncDirectory(filepath.Dir(path))
+	}
 	if err != nil {
 		return fmt.Errorf("writing the key of service account tokens: %w", err)
 	}
 	return nil
+}
+
+// syncDirectory makes the names in a directory durable: tokens outlive a crash of the machine, and so must their key.
+func syncDirectory(path string) error {
+	directory, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(directory.Sync(), directory.Close())
 }
