@@ -76,8 +76,10 @@ func notFound(kind serving.Kind, name string) *statusError {
 }
 
 func noSuchPath(path string) *statusError {
-	return failure(http.StatusNotFound, v1.StatusReasonNotFound,
+	e := failure(http.StatusNotFound, v1.StatusReasonNotFound,
 		fmt.Sprintf("the server could not find the requested resource: there is nothing at %s", path))
+	e.status.Details = &v1.StatusDetails{} // kubectl debug crashes without
+	return e
 }
 
 func conflict(kind serving.Kind, name, why string) *statusError {

@@ -147,9 +147,3 @@ func (a *api) instanceOfPod(r *http.Request) (*serving.Pod, engine.Instance, err
 	}
 	return pod, instance, nil
 }
-
-// noAttach says why a container's streams cannot be had, and what can.
-func noAttach(http.ResponseWriter, *http.Request) (any, error) {
-	return nil, failure(http.StatusMethodNotAllowed, v1.StatusReasonMethodNotAllowed,
-		"pods cannot be attached to: a container's input is closed and its output goes to its log; follow that with kubectl logs -f, or run a command with kubectl exec")
-}

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/berth-run/berth/api"
 )
 
 // certificate is the server's certificate as a kubeconfig holds it.
@@ -112,6 +114,49 @@ func TestKubectl_SaysWhichKindsThereAreNot(t *testing.T) {
 	}
 	if got := s.do("GET", "/openapi/v2", "").want(t, 200).body; !strings.Contains(got, `"swagger":"2.0"`) {
 		t.Errorf("got %s", got)
+	}
+}
+
+func TestKubectl_TellsWhoTheUserIsAndWhatIsAllowed(t *testing.T) {
+	s := newTLSServer(t, func(c *api.Config) { c.User = "anna" })
+	s.run("", []string{"auth", "whoami"}, "anna", "system:authenticated")
+	s.run("", []string{"auth", "can-i", "delete", "ksvc"}, "yes")
+	s.run("", []string{"auth", "can-i", "--list"}, "*.*", "[*]")
+}
+
+func TestKubectl_SaysWhatToDoInsteadOfWhatThereIsNot(t *testing.T) {
+	s := newTLSServer(t)
+	s.run(helloYAML, []string{"apply", "-f", "-"}, "created")
+	s.stores(pod("hello-x", "Running", "user-container"))
+	for _, c := range []struct{ command, want string }{
+		{"scale ksvc/hello --replicas=3", "autoscaling.knative.dev/min-scale"},
+		{"debug hello-x --image=busybox --profile=general", "kubectl exec"},
+	} {
+		out, err := s.kubectl("", strings.Fields(c.command)...)
+		if err == nil || !strings.Contains(out, c.want) || strings.Contains(out, "panic") {
+			t.Errorf("kubectl %s does not name %q: %v\n%s", c.command, c.want, err, out)
+		}
+	}
+	if got := s.do("GET", "/nothing", "").want(t, 404).body; !strings.Contains(got, `"details":{}`) {
+		t.Errorf("kubectl debug crashes on a status without details: %s", got)
+	}
+}
+
+// A user who names revisions moves traffic with kubectl apply, which sends the template as it is in the file: without
+// the defaults that the server filled in.
+func TestKubectl_AppliesTrafficToRevisionsThatUsersNamed(t *testing.T) {
+	s := newTLSServer(t)
+	file := strings.Replace(helloYAML, "  template:\n", "  template:\n    metadata: {name: hello-v1}\n", 1)
+	s.run(file, []string{"apply", "-f", "-"}, "created")
+	traffic := "  traffic: [{latestRevision: true, percent: 40}, {revisionName: hello-v1, percent: 60}]\n"
+	s.run(file+traffic, []string{"apply", "-f", "-"}, "configured")
+	s.run("", []string{"get", "ksvc", "hello", "-o", "jsonpath={.spec.traffic[*].percent} {.spec.template.spec.timeoutSeconds}"}, "40 60 300")
+	out, err := s.kubectl(strings.Replace(file, "registry.example/hello", "registry.example/other", 1), "apply", "-f", "-")
+	if err == nil || !strings.Contains(out, "without a name change") || !strings.Contains(out, `+: "registry.example/other"`) {
+		t.Errorf("the image of a named revision was changed: %v\n%s", err, out)
+	}
+	if strings.Contains(out, "timeoutSeconds") || strings.Contains(out, "TimeoutSeconds") || strings.Contains(out, "user-container") {
+		t.Errorf("defaults are told as changes:\n%s", out)
 	}
 }
 

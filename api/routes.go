@@ -50,8 +50,10 @@ func (a *api) routes() []route {
 		{"GET", "/version", token, a.version, none},
 		{"GET", "/api", token, a.apiVersions, none},
 		{"GET", "/apis", token, a.apiGroups, none},
-		// As token requests, reviews are no objects: their group has no discovery document.
+		// As token requests, reviews are no objects: their groups have no discovery documents.
 		{"POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", token, a.reviewAccess, none},
+		{"POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", token, a.reviewRules, none},
+		{"POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", token, a.reviewUser, none},
 		{"GET", "/openapi/v2", token, a.openAPI2, none},
 		{"GET", "/openapi/v3", token, a.openAPIIndex, none},
 		// Berth's own is not in the discovery documents: clients complain of a group without objects.
@@ -64,7 +66,8 @@ func (a *api) routes() []route {
 		{"POST", podPath + "/exec", token, a.exec, serving.KindPod},
 		{"GET", podPath + "/portforward", token, a.portForward, serving.KindPod},
 		{"POST", podPath + "/portforward", token, a.portForward, serving.KindPod},
-		{"", podPath + "/attach", token, noAttach, serving.KindPod},
+		{"", podPath + "/attach", token, refuse(noAttach), serving.KindPod},
+		{"", podPath + "/ephemeralcontainers", token, refuse(noDebug), serving.KindPod},
 		{"", "/v2/", registry, handOver(a.Registry), none},
 		{"GET", "/metrics", token, handOver(a.Metrics), none},
 	}
@@ -92,6 +95,9 @@ func (a *api) routes() []route {
 			route{"PUT", each, token, a.put(k, store.Spec), k},
 			route{"PATCH", each, token, a.patch(k, store.Spec), k},
 			route{"DELETE", each, token, a.delete(k), k})
+		if k.Group == serving.KindService.Group && k.Name != serving.KindDomainMapping.Name {
+			table = append(table, route{"", each + "/scale", token, refuse(noScale), k})
+		}
 		if hasStatus(k) {
 			table = append(table,
 				route{"GET", each + "/status", token, a.get(k), k},

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"knative.dev/pkg/kmeta"
@@ -83,7 +84,11 @@ func markConfiguration(s *serving.Service, configuration *serving.Configuration)
 	case configuration.Generation != configuration.Status.ObservedGeneration:
 		s.Status.MarkConfigurationNotReconciled()
 	default:
-		s.Status.PropagateConfigurationStatus(&configuration.Status)
+		status := configuration.Status.DeepCopy()
+		for i := range status.Conditions { // they become formats
+			status.Conditions[i].Message = strings.ReplaceAll(status.Conditions[i].Message, "%", "%%")
+		}
+		s.Status.PropagateConfigurationStatus(status)
 	}
 }
 
@@ -233,14 +238,25 @@ func (r *Reconciler) reconcileConfiguration(ctx context.Context, k key) error {
 		c.Status.MarkLatestReadyDeleted()
 		c.Status.LatestReadyRevisionName = ""
 	}
-	if latest.IsFailed() {
-		c.Status.MarkLatestCreatedFailed(latest.Name, latest.Status.GetCondition(serving.RevisionReady).GetMessage())
-	}
+	markLatestCreated(c, latest)
 	c.Status.ObservedGeneration = c.Generation
 	if err := r.writeStatus(ctx, c); err != nil {
 		return err
 	}
 	return r.collectRevisions(ctx, c)
+}
+
+// markLatestCreated says why the latest revision has failed, or what it waits for: there users look, and not at the
+// revision.
+func markLatestCreated(c *serving.Configuration, latest *serving.Revision) {
+	ready := latest.Status.GetCondition(serving.RevisionReady)
+	conditions := c.GetConditionSet().Manage(&c.Status)
+	switch {
+	case latest.IsFailed():
+		c.Status.MarkLatestCreatedFailed(latest.Name, ready.GetMessage())
+	case conditions.GetTopLevelCondition().IsUnknown() && ready.GetMessage() != "":
+		conditions.MarkUnknown(serving.ConfigurationReady, ready.GetReason(), "Revision %q is not ready yet: %s", latest.Name, ready.GetMessage())
+	}
 }
 
 // revisionsOf names the revisions of a configuration, in no order.

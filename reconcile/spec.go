@@ -229,6 +229,9 @@ func (r *Reconciler) data(ctx context.Context, kind serving.Kind, namespace, nam
 		if optional != nil && *optional && errors.Is(err, store.ErrNotFound) {
 			return nil, nil
 		}
+		if errors.Is(err, store.ErrNotFound) {
+			return nil, fmt.Errorf("%s %q in namespace %q not found: create it", kind.Singular, name, namespace)
+		}
 		return nil, fmt.Errorf("%s %q in namespace %q: %w", kind.Singular, name, namespace, err)
 	}
 	data := map[string]string{}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"k8s.io/api/authentication/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -87,6 +88,7 @@ func (a *Admission) Admit(ctx context.Context, change Change) (warnings []string
 	}
 	var refused *apis.FieldError
 	if !change.Status {
+		completeNamedTemplate(ctx, change)
 		object.SetDefaults(ctx)
 		if err := asStored(kind, change.New); err != nil {
 			return nil, err
@@ -110,6 +112,29 @@ func (a *Admission) Admit(ctx context.Context, change Change) (warnings []string
 		return warnings, validationFailed(kind, change.New, refused)
 	}
 	return warnings, nil
+}
+
+// completeNamedTemplate fills the defaults of a template that keeps its revision's name. Knative leaves them out, lest
+// they be a change that the name forbids, and then refuses what kubectl apply sends: the template as its user wrote it,
+// without the defaults that were filled in at first.
+func completeNamedTemplate(ctx context.Context, change Change) {
+	template, before := templateOf(change.New), templateOf(change.Old)
+	if template == nil || before == nil || template.Name == "" || template.Name != before.Name ||
+		equality.Semantic.DeepEqual(template, before) {
+		return
+	}
+	template.SetDefaults(ctx)
+}
+
+// templateOf is the template of what has one.
+func templateOf(o Object) *RevisionTemplateSpec {
+	switch o := o.(type) {
+	case *Service:
+		return &o.Spec.Template
+	case *Configuration:
+		return &o.Spec.Template
+	}
+	return nil
 }
 
 // reservesPort recognizes the refusal of a port that Knative's proxy beside the container listens on. Berth has no

@@ -22,6 +22,7 @@ type (
 const (
 	ServiceReady               = v1.ServiceConditionReady
 	ServiceRoutesReady         = v1.ServiceConditionRoutesReady
+	ConfigurationReady         = v1.ConfigurationConditionReady
 	ServiceConfigurationsReady = v1.ServiceConditionConfigurationsReady
 	RevisionReady              = v1.RevisionConditionReady
 	RevisionResourcesAvailable = v1.RevisionConditionResourcesAvailable
