@@ -66,8 +66,8 @@ func (a *api) routes() []route {
 		{"POST", podPath + "/exec", token, a.exec, serving.KindPod},
 		{"GET", podPath + "/portforward", token, a.portForward, serving.KindPod},
 		{"POST", podPath + "/portforward", token, a.portForward, serving.KindPod},
-		{"", podPath + "/attach", token, refuse(noAttach), serving.KindPod},
-		{"", podPath + "/ephemeralcontainers", token, refuse(noDebug), serving.KindPod},
+		{"", podPath + "/attach", token, instead(noAttach), serving.KindPod},
+		{"", podPath + "/ephemeralcontainers", token, instead(noDebug), serving.KindPod},
 		{"", "/v2/", registry, handOver(a.Registry), none},
 		{"GET", "/metrics", token, handOver(a.Metrics), none},
 	}
@@ -96,7 +96,7 @@ func (a *api) routes() []route {
 			route{"PATCH", each, token, a.patch(k, store.Spec), k},
 			route{"DELETE", each, token, a.delete(k), k})
 		if k.Group == serving.KindService.Group && k.Name != serving.KindDomainMapping.Name {
-			table = append(table, route{"", each + "/scale", token, refuse(noScale), k})
+			table = append(table, route{"", each + "/scale", token, instead(noScale), k})
 		}
 		if hasStatus(k) {
 			table = append(table,

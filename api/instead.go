@@ -6,8 +6,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// refuse answers what kubectl has a command for and Berth something better: why, and what to do instead.
-func refuse(why string) handler {
+// instead answers what kubectl has a command for and Berth something better: why, and what to do instead.
+func instead(why string) handler {
 	return func(http.ResponseWriter, *http.Request) (any, error) {
 		return nil, failure(http.StatusMethodNotAllowed, v1.StatusReasonMethodNotAllowed, why)
 	}
