@@ -287,6 +287,8 @@ func (c *container) bury() (pause time.Duration) {
 		reason = reasonBackOff
 	}
 	c.attempts++
+	c.instance.engine.logger.Warn("container is started again", "revision", c.instance.spec.Revision, "instance", c.instance.id,
+		"container", c.spec.Name, "exit", exit.String(), "pause", pause)
 	c.enter(engine.ContainerWaiting, reason)
 	c.instance.publish()
 	return pause

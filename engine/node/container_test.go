@@ -275,3 +275,38 @@ func TestExec_ManyAtOnce(t *testing.T) {
 		}
 	})
 }
+
+func TestExec_WhileTheContainerIsStartedAgain(t *testing.T) {
+	runtimes(t, func(t *testing.T, e *Engine) {
+		s := enginetest.New(t, e)
+		i := s.Start(t, nil).(*instance)
+		known := endedChildren(t)
+		stop := make(chan struct{})
+		var group sync.WaitGroup
+		for n := range 3 {
+			group.Go(func() {
+				for !hasEnded(stop) {
+					program := []string{"/bin/program", "/bin/program", "/bin/nothing"}[n]
+					// It fails when there is no container, or no program; what counts is what is left.
+					_, _ = i.Exec(t.Context(), engine.Command{Args: []string{program, "look"}})
+				}
+			})
+		}
+		c := i.containers[0]
+		for range 5 {
+			c.attempts = 0 // no pauses: nobody else uses it between restarts
+			if err := c.restart(c.life, "LIVENESS"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		close(stop)
+		group.Wait()
+		if code, out, _ := enginetest.Exec(t, i, "", "say", "well", "", "3"); code != 3 || out != "well\n" {
+			t.Errorf("afterwards a command ends with code %d, %q", code, out)
+		}
+		i.Stop(0)
+		if left := zombies(t, known); len(left) > 0 {
+			t.Errorf("processes are left: %q", left)
+		}
+	})
+}

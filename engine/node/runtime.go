@@ -103,6 +103,9 @@ func (r *ociRuntime) run(ctx context.Context, dir string, files []*os.File, args
 		return 0, fmt.Errorf("running %q: %w", r.path, err)
 	}
 	waitErr := cmd.Wait()
+	if waitErr != nil {
+		reapGroup(cmd.Process.Pid)
+	}
 	var pid int
 	err := r.namespace.do(func() error {
 		if waitErr != nil {
@@ -120,6 +123,17 @@ func (r *ociRuntime) run(ctx context.Context, dir string, files []*os.File, args
 		err = ctx.Err()
 	}
 	return pid, err
+}
+
+// reapGroup ends what is left of a runtime that has failed: its session began with it, and its children are this
+// process's now.
+func reapGroup(group int) {
+	_ = unix.Kill(-group, unix.SIGKILL)
+	for {
+		if _, err := unix.Wait4(-group, nil, 0, nil); err != nil && err != unix.EINTR {
+			return // there are no more
+		}
+	}
 }
 
 // keepFilter remembers the compiled filter of a container with certain capabilities, if the runtime is crun, which
