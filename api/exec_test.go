@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -425,6 +426,61 @@ func TestKubectl_ForwardsPorts(t *testing.T) {
 			close(instance.exited) // kubectl ends with the instance
 			_ = cmd.Wait()
 		})
+	}
+}
+
+// spdyCommand is a command whose client speaks SPDY frame by frame.
+func (s *server) spdyCommand(command string) (net.Conn, *spdy.Framer) {
+	s.t.Helper()
+	config := s.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	config.NextProtos = []string{"http/1.1"}
+	conn, err := tls.Dial("tcp", s.Listener.Addr().String(), config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	path := strings.Replace(execCat, "cat", command, 1)
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: berth\r\nAuthorization: Bearer %s\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"+
+		"X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n", path, secretToken)
+	reader := bufio.NewReader(conn)
+	reply, err := http.ReadResponse(reader, nil)
+	if err != nil || reply.StatusCode != http.StatusSwitchingProtocols {
+		s.t.Fatalf("got %v %v", reply, err)
+	}
+	framer, err := spdy.NewFramer(conn, reader)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for i, kind := range []string{"error", "stdin", "stdout"} {
+		if err := framer.WriteFrame(&spdy.SynStreamFrame{StreamId: spdy.StreamId(2*i + 1), Headers: http.Header{"Streamtype": {kind}}}); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return conn, framer
+}
+
+func TestExec_LeavesNothingOfAClientThatWritesWhereNobodyReads(t *testing.T) {
+	instance := newShell()
+	s := withPod(t, instance, "user-container")
+	conn, framer := s.spdyCommand("hang")
+	instance.awaitBegun(t)
+	for id := spdy.StreamId(1); id <= 5; id += 2 {
+		for range 3 {
+			if err := framer.WriteFrame(&spdy.DataFrame{StreamId: id, Data: []byte("x")}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	conn.Close()
+	instance.awaitEnd(t)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		stacks := make([]byte, 1<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		if !strings.Contains(string(stacks), "spdystream.(*Connection)") {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("what served the client goes on:\n%s", stacks)
+		}
 	}
 }
 

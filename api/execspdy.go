@@ -29,7 +29,7 @@ func (c *upgraded) openStreams(ctx context.Context, want wanted) (*session, erro
 		kind := stream.Headers().Get("streamType")
 		mu.Lock()
 		defer mu.Unlock()
-		if !missing[kind] || stream.SendReply(nil, false) != nil {
+		if ctx.Err() != nil || !missing[kind] || stream.SendReply(nil, false) != nil {
 			refuse(stream)
 			return
 		}
@@ -41,6 +41,14 @@ func (c *upgraded) openStreams(ctx context.Context, want wanted) (*session, erro
 	if err != nil {
 		return nil, err
 	}
+	// What the client sends where nobody reads would keep what serves it from ending.
+	context.AfterFunc(ctx, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, stream := range opened {
+			_ = stream.Reset()
+		}
+	})
 	select {
 	case <-complete:
 	case <-ctx.Done():

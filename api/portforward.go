@@ -147,7 +147,9 @@ func (f *forwarding) sort(ctx context.Context, stream *spdystream.Stream) (c *fo
 func (f *forwarding) giveUp(c *forwarded) {
 	f.mu.Lock()
 	pending := f.pending[c.name] == c
-	delete(f.pending, c.name)
+	if pending {
+		delete(f.pending, c.name)
+	}
 	f.mu.Unlock()
 	if pending {
 		f.end(c)
