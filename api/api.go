@@ -23,6 +23,7 @@ const (
 	maxDepth      = 64       // objects and lists within each other in a body
 	maxHeader     = 64 << 10 // bytes of a request's header fields
 	maxPatchSteps = 10_000   // operations of one JSON patch, as in Kubernetes
+	maxMergedList = 1000     // elements of a list where a strategic patch is merged, whose work grows faster than the list
 
 	bodyTimeout  = 30 * time.Second // to send a body
 	writeTimeout = 30 * time.Second // for a reader of a stream to take one event

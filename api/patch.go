@@ -124,11 +124,39 @@ func readPatch(kind serving.Kind, data []byte, format string) (apply func([]byte
 		return nil, badRequest("reading the patch: it is not valid JSON")
 	}
 	if format == formatStrategicPatch {
+		given := longestList(data)
 		return func(object []byte) ([]byte, error) {
+			if n := max(given, longestList(object)); n > maxMergedList {
+				return nil, fmt.Errorf("a list in the patch or the object has %d elements, and %d is the most that is merged strategically; send a patch of type merge or json", n, maxMergedList)
+			}
 			return strategicpatch.StrategicMergePatch(object, data, kind.New())
 		}, nil
 	}
 	return func(object []byte) ([]byte, error) { return jsonpatch.MergePatch(object, data) }, nil
+}
+
+// longestList counts the elements of the longest list in a JSON document.
+func longestList(data []byte) int {
+	var document any
+	if json.Unmarshal(data, &document) != nil {
+		return 0 // whoever reads it next says why
+	}
+	return longestListOf(document)
+}
+
+func longestListOf(value any) (longest int) {
+	switch value := value.(type) {
+	case map[string]any:
+		for _, field := range value {
+			longest = max(longest, longestListOf(field))
+		}
+	case []any:
+		longest = len(value)
+		for _, element := range value {
+			longest = max(longest, longestListOf(element))
+		}
+	}
+	return longest
 }
 
 // checkStep checks the form of one operation (RFC 6902, section 4). The whole object as a path, which the RFC

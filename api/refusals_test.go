@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -93,4 +94,23 @@ func TestRefusals_SayWhatWasSeenAndWhere(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestPatch_BoundsTheListsThatAreMergedStrategically(t *testing.T) {
+	s := newServer(t)
+	s.created("/api/v1/namespaces/default/configmaps", `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"}}`)
+	owners := func(n int) string {
+		var list []string
+		for i := range n {
+			list = append(list, fmt.Sprintf(`{"apiVersion":"example.com/v1","kind":"Owner","name":"owner","uid":"%d"}`, i))
+		}
+		return `{"metadata":{"ownerReferences":[` + strings.Join(list, ",") + `]}}`
+	}
+	patch := func(kind, body string) answer {
+		return s.do("PATCH", "/api/v1/namespaces/default/configmaps/a", body, "Content-Type", "application/"+kind+"+json")
+	}
+	patch("strategic-merge-patch", owners(1000)).want(t, 200)
+	patch("strategic-merge-patch", owners(1001)).refused(t, 422, v1.StatusReasonInvalid, "has 1001 elements, and 1000 is the most")
+	patch("merge-patch", owners(1001)).want(t, 200)
+	patch("strategic-merge-patch", owners(1)).refused(t, 422, v1.StatusReasonInvalid, "has 1001 elements, and 1000 is the most")
 }
