@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"knative.dev/pkg/kmeta"
 
@@ -108,7 +109,7 @@ func (r *Reconciler) placeholder(ctx context.Context, route *serving.Route) erro
 	if !isControlledBy(stored, route) {
 		return errNotOwned
 	}
-	want.Labels, want.Annotations = kmeta.UnionMaps(stored.Labels, want.Labels), kmeta.UnionMaps(stored.Annotations, want.Annotations)
+	want.Labels, want.Annotations = union(stored.Labels, want.Labels), union(stored.Annotations, want.Annotations)
 	if maps.Equal(stored.Labels, want.Labels) && maps.Equal(stored.Annotations, want.Annotations) &&
 		equality.Semantic.DeepEqual(stored.Spec, want.Spec) {
 		return nil
@@ -116,4 +117,17 @@ func (r *Reconciler) placeholder(ctx context.Context, route *serving.Route) erro
 	want.ResourceVersion, want.Finalizers = stored.ResourceVersion, stored.Finalizers
 	_, err = r.Store.Update(ctx, want, store.Spec)
 	return err
+}
+
+// union is what was once given and what is given now. Where that is more than an object's annotations may be, which it
+// becomes when each deploy brings a name of its own, what was given before goes.
+func union(before, now map[string]string) map[string]string {
+	all, size := kmeta.UnionMaps(before, now), 0
+	for name, value := range all {
+		size += len(name) + len(value)
+	}
+	if size > validation.TotalAnnotationSizeLimitB {
+		return now
+	}
+	return all
 }

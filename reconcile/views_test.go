@@ -224,3 +224,32 @@ func TestGatewayService_SaysWhereTheGatewayIs(t *testing.T) {
 	}
 	h.await(check)
 }
+
+func TestPlaceholder_KeepsNoMoreThanKubernetesAllows(t *testing.T) {
+	h := newHouse(t, t.TempDir())
+	s := h.declare("hello", "registry/hello", "")
+	h.settle("hello", ready)
+	// Each of the values is as large as all annotations of an object may be, but for the platform's own.
+	for _, name := range []string{"example.com/first", "example.com/second"} {
+		o, err := h.store.Get(t.Context(), serving.KindService, s.Namespace, s.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = o.DeepCopyObject().(*serving.Service)
+		for _, old := range []string{"example.com/first", "example.com/second"} {
+			delete(s.Annotations, old)
+		}
+		s.Annotations[name] = strings.Repeat("x", 250<<10)
+		h.write(s)
+		h.await(func() error {
+			if h.coreService("default", "hello").Annotations[name] == "" {
+				return fmt.Errorf("the core service lacks %q", name)
+			}
+			return nil
+		})
+	}
+	kept := h.coreService("default", "hello").Annotations
+	if kept["example.com/first"] != "" || kept[serving.AnnotationCreator] != "tester" {
+		t.Errorf("the core service has grown to %d annotations, made by %q", len(kept), kept[serving.AnnotationCreator])
+	}
+}
