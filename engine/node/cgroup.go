@@ -21,7 +21,7 @@ import (
 const cgroupMount = "/sys/fs/cgroup"
 
 // cgroups are the control groups of one engine: one directory below the root of every hierarchy, and in it one
-// for each instance. What is in them is the truth about which processes are the engine's.
+// for each container, named by its ID. What is in them is the truth about which processes are the engine's.
 type cgroups struct {
 	v2     bool
 	hybrid bool              // v1, with an empty v2 hierarchy beside it
@@ -152,7 +152,7 @@ func (c *cgroups) String() string {
 	return "v1"
 }
 
-// path is the cgroup of an instance below the hierarchies' roots, as the OCI runtime wants it.
+// path is the cgroup of a container below the hierarchies' roots, as the OCI runtime wants it.
 func (c *cgroups) path(id string) string { return "/" + c.name + "/" + id }
 
 // directories lists where the engine's cgroup is in each hierarchy.
@@ -174,7 +174,7 @@ func (c *cgroups) countsSwap() bool {
 	return err == nil
 }
 
-// outOfMemory reports whether the kernel has killed a process of the instance for its memory limit.
+// outOfMemory reports whether the kernel has killed a process of the container for its memory limit.
 func (c *cgroups) outOfMemory(id string) bool {
 	file := filepath.Join(c.roots["memory"], c.path(id), "memory.oom_control")
 	if c.v2 {
@@ -192,7 +192,7 @@ func (c *cgroups) outOfMemory(id string) bool {
 	return false
 }
 
-// kill sends SIGKILL to every process in the instance's cgroups, and reaps those that are this process's
+// kill sends SIGKILL to every process in the container's cgroups, and reaps those that are this process's
 // children, as orphans of a runtime are.
 func (c *cgroups) kill(id string) {
 	for _, directory := range c.directories() {
@@ -207,7 +207,7 @@ func (c *cgroups) kill(id string) {
 	}
 }
 
-// remove removes the instance's cgroups, whose processes are gone.
+// remove removes the container's cgroups, whose processes are gone.
 func (c *cgroups) remove(id string) error {
 	var errs []error
 	for _, directory := range c.directories() {
@@ -242,7 +242,7 @@ func removeCgroup(directory string) error {
 	}
 }
 
-// awaitEmpty waits until the processes in the instance's cgroups, which have ended, have left them: a runtime makes no
+// awaitEmpty waits until the processes in the container's cgroups, which have ended, have left them: a runtime makes no
 // container where there are others. It waits no longer than removing them would.
 func (c *cgroups) awaitEmpty(id string) {
 	const tries = 50

@@ -117,6 +117,21 @@ func TestRestart_LeavesWhatIsInVolumesCountedToTheContainer(t *testing.T) {
 	})
 }
 
+func TestExec_DoesNotBeginInTheNextLife(t *testing.T) {
+	e := openEngine(t, t.TempDir())
+	i := enginetest.New(t, e).Start(t, nil, "serve").(*instance)
+	l, err := i.alive("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := i.containers[0].restart(l, "LIVENESS"); err != nil {
+		t.Fatal(err)
+	}
+	if code, err := l.exec(t.Context(), engine.Command{Args: []string{"/bin/program", "exit", "3"}}); err == nil {
+		t.Errorf("a command of the former life ran, and ended with code %d", code)
+	}
+}
+
 func TestRestart_IsTriedAgainAfterAPause(t *testing.T) {
 	e := openEngine(t, t.TempDir())
 	s := enginetest.New(t, e)

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rootfs is the file system of one instance: the image's layers below, and above them a tmpfs that takes what the
+// rootfs is the file system of one life of a container: the image's layers below, and above them a tmpfs that takes what the
 // instance writes (contract C39: in memory, within its limit, gone when it stops). It is mounted in the engine's
 // mount namespace, and its methods run there.
 type rootfs struct {
