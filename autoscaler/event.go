@@ -2,6 +2,7 @@ package autoscaler
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -40,6 +41,19 @@ func (a *Autoscaler) tell(f *fleet, m *member, what What, took time.Duration, te
 		e.Instance = m.instance.ID()
 	}
 	a.OnEvent(e)
+}
+
+// whyUnready says which of an instance's containers keeps it from taking requests.
+func whyUnready(containers []engine.ContainerStatus) string {
+	for _, c := range containers {
+		switch {
+		case !c.Started:
+			return fmt.Sprintf("its container %s is being started again", c.Name)
+		case !c.Ready:
+			return fmt.Sprintf("the readiness probe of its container %s fails", c.Name)
+		}
+	}
+	return "a container is not ready"
 }
 
 // address returns an instance's address, where the engine can tell.

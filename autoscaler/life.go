@@ -256,8 +256,9 @@ func (a *Autoscaler) turned(ctx context.Context, f *fleet, m *member, ready bool
 		m.unreadySince = time.Time{}
 	} else {
 		f.revision.Pool.Suspend(m.instance)
-		a.log(f, m).Warn("instance takes no requests")
-		a.tell(f, m, Unready, 0, "")
+		why := whyUnready(m.instance.Containers())
+		a.log(f, m).Warn("instance takes no requests", "reason", why)
+		a.tell(f, m, Unready, 0, why)
 		m.unreadySince = now
 	}
 	a.look(ctx, f)

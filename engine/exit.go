@@ -15,6 +15,7 @@ type Exit struct {
 	Signal    syscall.Signal // what killed it, or 0
 	OOM       bool           // it used more memory than its limit
 	LastLines []string       // the last lines it wrote, oldest first
+	Cause     string         // why the platform ended it; "" when it ended by itself
 }
 
 // String is the exit as a person says it: "exited with code 3", "was killed by SIGSEGV".

@@ -331,7 +331,7 @@ func (r *Reconciler) Happened(e autoscaler.Event) {
 	case autoscaler.Stopped:
 		tell(eventNormal, reasonStopped, "Stopped an instance of revision %q: %s", revision, e.Text)
 	case autoscaler.Unready, autoscaler.Recovered:
-		level, reason, message := eventWarning, reasonUnready, "takes no requests: a container is not ready"
+		level, reason, message := eventWarning, reasonUnready, "takes no requests: "+e.Text
 		if e.What == autoscaler.Recovered {
 			level, reason, message = eventNormal, reasonReadyAgain, fmt.Sprintf("takes requests again after %s", e.Took.Round(time.Millisecond))
 		}
@@ -354,7 +354,11 @@ func (r *Reconciler) tellOfRestarts(id autoscaler.Key, before, now *serving.Pod)
 				continue
 			}
 			message := fmt.Sprintf("Container %s of instance %s was started again", status.Name, now.Annotations[serving.AnnotationInstance])
-			if last := status.LastTerminationState.Terminated; last != nil {
+			switch last := status.LastTerminationState.Terminated; {
+			case last == nil:
+			case last.Message != "":
+				message += ": " + last.Message
+			default:
 				message += fmt.Sprintf(": it ended with exit code %d (%s)", last.ExitCode, last.Reason)
 			}
 			r.events.note(subject(now), eventWarning, reasonRestarted, id.Revision+" "+status.Name, message)

@@ -317,7 +317,7 @@ func terminated(exit *engine.Exit, reason string) *serving.ContainerStateTermina
 	if exit == nil {
 		return t
 	}
-	t.ExitCode, t.Signal = int32(exit.Code), int32(exit.Signal)
+	t.ExitCode, t.Signal, t.Message = int32(exit.Code), int32(exit.Signal), exit.Cause
 	if exit.Signal != 0 {
 		t.ExitCode = 128 + int32(exit.Signal)
 	}

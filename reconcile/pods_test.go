@@ -78,3 +78,11 @@ func TestSetPodStatus_FollowsAContainerThroughRestarts(t *testing.T) {
 		}
 	}
 }
+
+func TestContainerStatus_SaysWhyTheContainerWasStartedAgain(t *testing.T) {
+	const why = "LIVENESS EXEC probe failed 3 times consecutively"
+	status := containerStatus(engine.ContainerStatus{LastExit: &engine.Exit{Cause: why}}, autoscaler.InstanceStatus{})
+	if last := status.LastTerminationState.Terminated; last == nil || last.Message != why {
+		t.Errorf("got %+v, want the message %q", last, why)
+	}
+}

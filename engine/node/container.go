@@ -190,7 +190,7 @@ func (c *container) resurrect(l *life) {
 // restart ends a life of the container, with SIGTERM and time to obey, and begins another in the same network and with
 // the same volumes. It returns when the new one has passed the startup probe; until then the instance takes no
 // requests. A life that cannot begin is tried again, with growing pauses. It fails at the instance's end only. why is
-// for the log.
+// for the log and the status.
 func (c *container) restart(l *life, why string) error {
 	i := c.instance
 	c.restarting.Lock()
@@ -203,11 +203,11 @@ func (c *container) restart(l *life, why string) error {
 		i.mu.Unlock()
 		return errEnding
 	}
-	l.followed = true
+	l.followed, l.cause = true, why
 	c.started = false
 	i.publish()
 	i.mu.Unlock()
-	c.say(why)
+	c.say(why + ". The container is started again.")
 	l.signal(unix.SIGTERM)
 	timer := time.NewTimer(cmp.Or(c.spec.TerminationGrace, restartGrace))
 	defer timer.Stop()
@@ -280,6 +280,7 @@ func (c *container) bury() (pause time.Duration) {
 	c.instance.mu.Lock()
 	defer c.instance.mu.Unlock()
 	exit := c.life.exit
+	exit.Cause = c.life.cause
 	c.lastExit = &exit
 	reason := reasonRestart
 	if c.attempts > 0 {

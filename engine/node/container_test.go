@@ -72,10 +72,10 @@ func TestRestart_KeepsTheNetworkAndTheVolumes(t *testing.T) {
 			t.Error("what was written to the root is still there")
 		}
 		c := i.Containers()[0]
-		if c.Restarts != 1 || !c.Ready || c.State != engine.ContainerRunning || c.LastExit == nil || !slices.Equal(c.LastExit.LastLines, []string{"goodbye"}) {
+		if c.Restarts != 1 || !c.Ready || c.State != engine.ContainerRunning || c.LastExit == nil || !slices.Equal(c.LastExit.LastLines, []string{"goodbye"}) || c.LastExit.Cause != why {
 			t.Errorf("the container is %+v", c)
 		}
-		if said := systemLines(t, e, i); !slices.Equal(said, []string{"user-container: " + why}) {
+		if said := systemLines(t, e, i); !slices.Equal(said, []string{"user-container: " + why + ". The container is started again."}) {
 			t.Errorf("the log says %q", said)
 		}
 		if hasEnded(i.Exited()) {

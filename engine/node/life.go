@@ -34,6 +34,7 @@ type life struct {
 	// Guarded by instance.mu.
 	begun    time.Time // when its program was let run
 	followed bool      // another life will follow, and who sees to that deals with the end of this
+	cause    string    // why it is ended for another; "" when it ended by itself
 
 	stopProbing context.CancelFunc // nil while nothing is probed after the start; guarded by instance.mu
 	probing     sync.WaitGroup

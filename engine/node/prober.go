@@ -76,7 +76,7 @@ func (p *prober) watchLiveness(ctx context.Context) (why string) {
 	probe := *p.liveness
 	p.repeat(ctx, probe, probe.InitialDelay-time.Since(p.begun), func(_, failed int, err error) bool {
 		if failed >= failures(probe) {
-			why = p.failure("LIVENESS", probe, failed, err) + ". The container is started again."
+			why = p.failure("LIVENESS", probe, failed, err)
 		}
 		return why == ""
 	})

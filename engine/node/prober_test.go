@@ -116,7 +116,7 @@ func TestProber_LivenessFailsOnceAndEndsAllProbing(t *testing.T) {
 		w.set("/live", true)
 		time.Sleep(time.Minute)
 		stop()
-		want := []string{"6s fails: LIVENESS HTTP probe failed 1 time consecutively for container web on port 8080: GET /live answered 503. The container is started again."}
+		want := []string{"6s fails: LIVENESS HTTP probe failed 1 time consecutively for container web on port 8080: GET /live answered 503"}
 		if diff := cmp.Diff(want, w.did); diff != "" {
 			t.Errorf("what it did (-want +got):\n%s", diff)
 		}
