@@ -172,6 +172,7 @@ func (v *volumes) tend(ctx context.Context, every time.Duration) {
 				v.logger.Warn("refreshing a volume: its files stay as they are", "volume", name, "error", err)
 			}
 			failing[name] = err != nil
+			one.files.files = nil // what could not be written is read again
 		}
 	}
 }
