@@ -199,10 +199,14 @@ func (s *scenario) line() {
 	if errors.As(status.Failure, &failure) {
 		notes = append(notes, "failure "+failure.Reason)
 	}
+	unready := 0 // which ones is not told: instances that start at one moment have no order
 	for _, i := range s.autoscaler.Instances() {
 		if i.Unready {
-			notes = append(notes, i.ID+" unready")
+			unready++
 		}
+	}
+	if unready > 0 {
+		notes = append(notes, fmt.Sprintf("%d unready", unready))
 	}
 	if n := len(s.pool.failed()); n > 0 {
 		notes = append(notes, fmt.Sprintf("requests failed %d times", n))
