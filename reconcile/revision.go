@@ -56,6 +56,14 @@ func (r *Reconciler) reconcileRevision(ctx context.Context, k key) error {
 // finish stores the status and remembers whether the revision is ready.
 func (r *Reconciler) finish(ctx context.Context, d *deployment, revision *serving.Revision) error {
 	revision.Status.ObservedGeneration = revision.Generation
+	r.mu.Lock()
+	turnsReady := revision.IsReady() && !d.ready
+	r.mu.Unlock()
+	if turnsReady { // whoever has waited for it looks for its pods next
+		if err := r.reconcilePods(ctx, d.key); err != nil && !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+	}
 	if err := r.writeStatus(ctx, revision); err != nil {
 		return err
 	}

@@ -91,6 +91,20 @@ func TestPods_ShowTheInstancesOfARevision(t *testing.T) {
 	h.pods(0)
 }
 
+// Who waits for a service names its pod next, to read its log or to run a command in it.
+func TestPods_AreThereWhenTheirServiceIsReady(t *testing.T) {
+	h := newHouse(t, t.TempDir())
+	h.declare("hello", "registry/hello", "")
+	h.settle("hello", ready)
+	pods, _, err := h.store.List(t.Context(), serving.KindPod, "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(pods) != 1 {
+		t.Errorf("the service is ready and has %d pods, want 1", len(pods))
+	}
+}
+
 func TestPods_DeletingOneReplacesItsInstance(t *testing.T) {
 	h := newHouse(t, t.TempDir())
 	s := &serving.Service{ObjectMeta: serving.ObjectMeta{Namespace: "default", Name: "hello"}}

@@ -465,3 +465,14 @@ func BenchmarkAdmit(b *testing.B) {
 		}
 	}
 }
+
+func TestAdmit_WarnsOfScalingAnnotationsThatThereAreNot(t *testing.T) {
+	s := service(t, "")
+	s.Spec.Template.Annotations = map[string]string{
+		"autoscaling.knative.dev/mn-scale": "1", "autoscaling.knative.dev/min-scale": "1", "autoscaling.knative.dev/maxScale": "2",
+	}
+	warnings, err := admission(t).Admit(t.Context(), serving.Change{New: s})
+	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "annotations[autoscaling.knative.dev/mn-scale] has no effect") {
+		t.Errorf("got %v and warnings %q, want one of mn-scale", err, warnings)
+	}
+}

@@ -2,9 +2,13 @@ package serving
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"knative.dev/pkg/apis"
+	"knative.dev/pkg/kmap"
+	"knative.dev/serving/pkg/apis/autoscaling"
 )
 
 // Labels and annotations that only admission knows: they ask for what Berth has not.
@@ -114,5 +118,21 @@ func withoutEffect(o Object) (warnings []string) {
 	if _, ok := template.Annotations[AnnotationProgressDeadline]; ok {
 		warn("metadata.annotations[" + AnnotationProgressDeadline + "]")
 	}
+	for _, name := range slices.Sorted(maps.Keys(template.Annotations)) {
+		if strings.HasPrefix(name, autoscaling.GroupName+"/") && !isScaling(name) {
+			warnings = append(warnings, "spec.template.metadata.annotations["+name+"] has no effect: Knative has no such annotation; check its spelling")
+		}
+	}
 	return warnings
+}
+
+// isScaling knows Knative's annotations about scaling, in all their spellings.
+func isScaling(name string) bool {
+	return slices.ContainsFunc([]kmap.KeyPriority{
+		autoscaling.ActivationScale, autoscaling.ClassAnnotation, autoscaling.InitialScaleAnnotation, autoscaling.MaxScaleAnnotation,
+		autoscaling.MetricAggregationAlgorithmAnnotation, autoscaling.MetricAnnotation, autoscaling.MinScaleAnnotation,
+		autoscaling.PanicThresholdPercentageAnnotation, autoscaling.PanicWindowPercentageAnnotation,
+		autoscaling.ScaleDownDelayAnnotation, autoscaling.ScaleToZeroPodRetentionPeriodAnnotation, autoscaling.TargetAnnotation,
+		autoscaling.TargetBurstCapacityAnnotation, autoscaling.TargetUtilizationPercentageAnnotation, autoscaling.WindowAnnotation,
+	}, func(spellings kmap.KeyPriority) bool { return slices.Contains(spellings, name) })
 }
