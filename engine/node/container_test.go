@@ -117,6 +117,30 @@ func TestRestart_LeavesWhatIsInVolumesCountedToTheContainer(t *testing.T) {
 	})
 }
 
+func TestRestart_OfAnInstanceThatBreaksDownEndsIt(t *testing.T) {
+	e := openEngine(t, t.TempDir())
+	s := enginetest.New(t, e)
+	for range 8 {
+		i := s.Start(t, nil, "graceful").(*instance)
+		c := i.containers[0]
+		l := c.life
+		done := make(chan error, 1)
+		go func() { done <- c.restart(l, "LIVENESS") }()
+		await(t, i, false)
+		<-l.exited // and another is to follow it
+		i.mu.Lock()
+		i.breakDown(engine.Exit{OOM: true})
+		i.mu.Unlock()
+		if err := <-done; err == nil {
+			t.Error("it was started again")
+		}
+		<-i.Exited()
+		if !i.Exit().OOM {
+			t.Errorf("it ended with %+v", i.Exit())
+		}
+	}
+}
+
 func TestExec_DoesNotBeginInTheNextLife(t *testing.T) {
 	e := openEngine(t, t.TempDir())
 	i := enginetest.New(t, e).Start(t, nil, "serve").(*instance)

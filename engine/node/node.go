@@ -287,6 +287,9 @@ func (e *Engine) Prepare(ctx context.Context, spec engine.Spec) (engine.Instance
 // checkSpec refuses what cannot be in the names of files.
 func checkSpec(spec engine.Spec) error {
 	names := []string{spec.Namespace, spec.Service, spec.Revision}
+	for _, v := range spec.Volumes {
+		names = append(names, v.Name)
+	}
 	containers := map[string]bool{spec.Container.Name: true}
 	for _, c := range spec.Sidecars {
 		if c.Name == "" || containers[c.Name] {
@@ -296,7 +299,7 @@ func checkSpec(spec engine.Spec) error {
 	}
 	for _, name := range slices.AppendSeq(names, maps.Keys(containers)) {
 		if strings.ContainsAny(name, "/ \n") || name == "." || name == ".." {
-			return fmt.Errorf("%q cannot be the name of a namespace, service, revision or container", name)
+			return fmt.Errorf("%q cannot be the name of a namespace, service, revision, container or volume", name)
 		}
 	}
 	if spec.Namespace == "" || spec.Revision == "" || spec.Container.Port < 1 || spec.Container.Port > 65535 {
