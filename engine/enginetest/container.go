@@ -123,7 +123,6 @@ func sidecarsProbeIsWaitedFor(t *testing.T, s *Suite) {
 func sidecarThatEndsIsStartedAgain(t *testing.T, s *Suite) {
 	i := s.Start(t, s.WithSidecar(func(c *engine.Container) {
 		c.StartupProbe = &engine.Probe{TCP: &engine.TCPProbe{Port: helperPort}}
-		c.ReadinessProbe = &engine.Probe{TCP: &engine.TCPProbe{Port: helperPort}, Period: time.Hour}
 	}, "listen", fmt.Sprint(":", helperPort)))
 	for round := 1; round <= 2; round++ {
 		// The answer is lost with the program, and so is the connection.
@@ -178,6 +177,7 @@ func stopLetsEveryContainerSayGoodbye(t *testing.T, s *Suite) {
 
 func logsAreOfEachContainer(t *testing.T, s *Suite) {
 	i := s.Start(t, s.WithSidecar(nil, "silent"), "shout", "1")
+	awaitLines(t, s, engine.LogQuery{Instance: i.ID()}, 2)
 	i.Stop(0)
 	for name, want := range map[string][]string{"user-container": {"line 0"}, "helper": {"doing nothing"}, "nobody": nil} {
 		lines := logLines(t, s, engine.LogQuery{Instance: i.ID(), Container: name})
@@ -192,6 +192,24 @@ func logsAreOfEachContainer(t *testing.T, s *Suite) {
 	}
 	if all := logLines(t, s, engine.LogQuery{Instance: i.ID()}); len(all) != 2 {
 		t.Errorf("all containers wrote %+v", all)
+	}
+}
+
+// awaitLines returns when as many lines were written.
+func awaitLines(t *testing.T, s *Suite, q engine.LogQuery, count int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	enough, seen := errors.New("enough"), 0
+	q.Follow = true
+	err := s.Engine.Logs(ctx, q, func(engine.LogLine) error {
+		if seen++; seen == count {
+			return enough
+		}
+		return nil
+	})
+	if !errors.Is(err, enough) {
+		t.Fatalf("%d of %d lines were written: %v", seen, count, err)
 	}
 }
 

@@ -113,14 +113,9 @@ func (c *container) status() engine.ContainerStatus {
 	return status
 }
 
-// keepsRequestsAway tells whether the instance cannot take requests for the container: it is the one that they go to, or
-// says by a readiness probe when it is of use. instance.mu is held.
-func (c *container) keepsRequestsAway() bool {
-	if !c.serves() && c.spec.ReadinessProbe == nil {
-		return false
-	}
-	return !c.started || c.unready
-}
+// keepsRequestsAway tells whether the instance cannot take requests for the container: an instance is ready when all its
+// containers are, as a pod is. A sidecar that checks who may ask must not be missed. instance.mu is held.
+func (c *container) keepsRequestsAway() bool { return !c.started || c.unready }
 
 // setUnready records whether the readiness probe fails.
 func (c *container) setUnready(unready bool) {
