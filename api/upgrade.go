@@ -199,9 +199,11 @@ func watchGone(ctx context.Context, conn net.Conn, cancel context.CancelCauseFun
 // its machine's answer to what it is sent that its end is seen. Then pings are not answered, and become rare: each waits.
 func (c *upgraded) pingNowAndThen(ctx context.Context) {
 	const rarest = 10 * time.Minute
+	// A WebSocket's ping that is cut short ends the connection, by which the client is still to be told why ctx ended.
+	connected := context.WithoutCancel(ctx)
 	for pause := goneCheck; ; pause = min(2*pause, rarest) {
 		answered := make(chan error, 1)
-		go func() { answered <- c.ping(ctx) }()
+		go func() { answered <- c.ping(connected) }()
 		select {
 		case <-ctx.Done():
 			return

@@ -120,7 +120,7 @@ func TestInput_IsRefusedWithWhatIsWrong(t *testing.T) {
 		"metadata: {name: x}\n" + spec("containers: []"):                                                                                    {"missing field(s)", "spec.template.spec.containers"},
 		"metadata: {name: x}\n" + spec("containers: [{}]"):                                                                                  {"missing field(s)", "image"},
 		"metadata: {name: x}\n" + spec("timeoutSeconds: 4000, containers: ["+container+"}]"):                                                {"4000", "3600", "timeoutSeconds"},
-		"metadata: {name: x}\n" + spec("containers: ["+container+", ports: [{containerPort: 8080}]}, {name: side, image: other}]"):          {"one container per instance", "containers[1]"},
+		"metadata: {name: x}\n" + spec("containers: ["+container+"}, {name: side, image: other}]"):                                          {"missing field(s)", "spec.template.spec.containers[*].ports"},
 		"metadata: {name: x}\n" + spec("containers: ["+container+", readinessProbe: {exec: {command: [true]}}}]"):                           {"exec"},
 		"metadata: {name: x}\n" + spec("containers: ["+container+", livenessProbe: {tcpSocket: {port: 70000}}}]"):                           {"70000", "65535", "livenessProbe.tcpSocket.port"},
 		"metadata: {name: x}\nspec: {template: {spec: {containers: [" + container + "}]}}, traffic: [{latestRevision: true, percent: 99}]}": {"99", "100", "spec.traffic"},

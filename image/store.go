@@ -123,7 +123,7 @@ func (s *Store) open() error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := claim(lock); err != nil {
 		lock.Close()
 		return fmt.Errorf("another process uses it: stop that one, or choose another directory: %w", err)
 	}
@@ -133,6 +133,17 @@ func (s *Store) open() error {
 		return err
 	}
 	return nil
+}
+
+// claim locks a file. A process that was just killed may leave others that have a copy of its files for a moment yet.
+func claim(lock *os.File) (err error) {
+	const patience = time.Second
+	for deadline := time.Now().Add(patience); ; time.Sleep(patience / 100) {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EWOULDBLOCK || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // Close lets another process open the store. Nothing may use s any more.

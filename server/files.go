@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // lockDir makes the state directory and takes it for this server. The lock ends with the process, however it ends.
@@ -22,7 +23,7 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("locking state directory: %w%s", err, withoutRoot(err))
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := claim(f); err != nil {
 		owner, _ := os.ReadFile(path)
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
@@ -35,6 +36,17 @@ func lockDir(dir string) (*os.File, error) {
 		_, err = fmt.Fprintln(f, os.Getpid())
 	}
 	return f, nil
+}
+
+// claim locks a file. A server that was just killed may leave processes that have a copy of its files for a moment yet.
+func claim(lock *os.File) (err error) {
+	const patience = time.Second
+	for deadline := time.Now().Add(patience); ; time.Sleep(patience / 100) {
+		err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // withoutRoot is what to do about an error of a server that not root has started; "" when it is another one.

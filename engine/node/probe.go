@@ -84,7 +84,7 @@ func (p probed) awaitPassed(ctx context.Context, probe engine.Probe, begun time.
 			if passed++; passed >= max(probe.SuccessThreshold, 1) {
 				return nil
 			}
-		case ctx.Err() != nil:
+		case cutShort(ctx):
 		default:
 			passed, last = 0, err
 			if failed++; probe.FailureThreshold > 0 && failed >= probe.FailureThreshold {
@@ -102,6 +102,12 @@ func (p probed) awaitPassed(ctx context.Context, probe engine.Probe, begun time.
 			return last
 		}
 	}
+}
+
+// cutShort tells whether what has just failed did so by the end of ctx, which connections notice before ctx says so.
+func cutShort(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
 
 // opens waits, no longer than patience, until a port takes connections.
