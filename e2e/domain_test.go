@@ -52,6 +52,7 @@ func (p *platform) echoed(url string) (request struct{ Host, Revision string }) 
 }
 
 func TestDomain_MappedHostReachesTheServiceAndFollowsIt(t *testing.T) {
+	t.Parallel()
 	const host = "mapped.example.com"
 	p := start(t, nil)
 	image := program(t, "echo")
@@ -98,6 +99,7 @@ func TestDomain_MappedHostReachesTheServiceAndFollowsIt(t *testing.T) {
 }
 
 func TestDomain_NextNamespaceGetsAHostThatIsGivenUp(t *testing.T) {
+	t.Parallel()
 	const host = "mapped.example.com"
 	p := start(t, nil)
 	if _, err := p.Namespaces().Create(t.Context(), &serving.Namespace{ObjectMeta: serving.ObjectMeta{Name: "other"}}); err != nil {
@@ -129,6 +131,7 @@ func TestDomain_NextNamespaceGetsAHostThatIsGivenUp(t *testing.T) {
 }
 
 func TestDomain_KubectlAppliesWaitsAndDeletes(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("kubectl"); err != nil {
 		t.Skip("kubectl is not installed: it is what this test runs")
 	}

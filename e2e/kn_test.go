@@ -311,6 +311,7 @@ func knTarget(revision string, percent int64, tag string) serving.TrafficTarget 
 }
 
 func TestKn_CreatesUpdatesAndDeletesAService(t *testing.T) {
+	t.Parallel()
 	p := start(t, nil)
 	k := newKn(t, p)
 	image := program(t, "echo")
@@ -360,6 +361,7 @@ func TestKn_CreatesUpdatesAndDeletesAService(t *testing.T) {
 }
 
 func TestKn_WaitSaysWhyAServiceFailed(t *testing.T) {
+	t.Parallel()
 	p := start(t, nil)
 	k := newKn(t, p)
 	err := k.create("hello", program(t, "exit"))
@@ -369,6 +371,7 @@ func TestKn_WaitSaysWhyAServiceFailed(t *testing.T) {
 }
 
 func TestKn_AppliesByMergePatch(t *testing.T) {
+	t.Parallel()
 	p := start(t, nil)
 	k := newKn(t, p)
 	declared := knService("hello", program(t, "echo"))
@@ -401,6 +404,7 @@ func TestKn_AppliesByMergePatch(t *testing.T) {
 }
 
 func TestKn_MovesTrafficAndTags(t *testing.T) {
+	t.Parallel()
 	p := start(t, nil)
 	k := newKn(t, p)
 	k.must(k.create("hello", program(t, "echo")))
@@ -450,6 +454,7 @@ func TestKn_MovesTrafficAndTags(t *testing.T) {
 }
 
 func TestKn_MapsDomains(t *testing.T) {
+	t.Parallel()
 	const host = "shop.example.com"
 	p := start(t, nil)
 	k := newKn(t, p)
