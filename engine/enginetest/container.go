@@ -112,7 +112,7 @@ func sidecarsProbeIsWaitedFor(t *testing.T, s *Suite) {
 		s.WithSidecar(func(c *engine.Container) {
 			c.StartupProbe = &engine.Probe{HTTP: &engine.HTTPProbe{Port: helperPort, Path: "/status?code=503"}, Period: 10 * time.Millisecond}
 		}, "listen", fmt.Sprint(":", helperPort))(spec)
-		spec.StartupTimeout = time.Second
+		spec.StartupTimeout = 3 * time.Second
 	}, "serve")
 	failure := startError(t, i, engine.ReasonNotListening)
 	if failure.Container != "helper" || !strings.Contains(failure.Error(), "503") {

@@ -99,24 +99,33 @@ func (s *Suite) Start(t testing.TB, change func(*engine.Spec), args ...string) e
 // Request sends a request to an instance and returns the status and the body.
 func Request(t testing.TB, i engine.Instance, method, path string) (int, string) {
 	t.Helper()
+	status, body, err := Ask(t.Context(), i, method, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status, body
+}
+
+// Ask is [Request] for goroutines of a test, which must not end it.
+func Ask(ctx context.Context, i engine.Instance, method, path string) (int, string, error) {
 	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return i.Dial(ctx) },
 	}}
-	request, err := http.NewRequestWithContext(t.Context(), method, "http://instance"+path, nil)
+	request, err := http.NewRequestWithContext(ctx, method, "http://instance"+path, nil)
 	if err != nil {
-		t.Fatal(err)
+		return 0, "", err
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		t.Fatalf("%s %s: %v", method, path, err)
+		return 0, "", fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
 	if err != nil {
-		t.Fatalf("reading the answer to %s %s: %v", method, path, err)
+		return 0, "", fmt.Errorf("reading the answer to %s %s: %w", method, path, err)
 	}
-	return response.StatusCode, string(body)
+	return response.StatusCode, string(body), nil
 }
 
 // Get is the body of a GET request that must succeed.
@@ -208,7 +217,10 @@ func Run(t *testing.T, newEngine func(t *testing.T) engine.Engine) {
 		"ProgramIsInAVolume":                      programIsInAVolume,
 		"VolumesThatCannotBeAreRefused":           volumesThatCannotBeAreRefused,
 	} {
-		t.Run(name, func(t *testing.T) { test(t, s) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, s)
+		})
 	}
 }
 
@@ -317,7 +329,12 @@ func runsAsTheImagesUser(t *testing.T, s *Suite) {
 // startError starts an instance that must fail, and returns why.
 func startError(t *testing.T, i engine.Instance, reason string) *engine.StartError {
 	t.Helper()
-	err := i.Start(t.Context())
+	return startFailure(t, i.Start(t.Context()), reason)
+}
+
+// startFailure is the failure that Start returned, which must be for a reason.
+func startFailure(t *testing.T, err error, reason string) *engine.StartError {
+	t.Helper()
 	var failure *engine.StartError
 	if !errors.As(err, &failure) {
 		t.Fatalf("Start returned %v, want a *engine.StartError", err)
@@ -378,16 +395,23 @@ func outOfMemoryOfAChild(t *testing.T, s *Suite) {
 }
 
 func notListeningNamesTheAddresses(t *testing.T, s *Suite) {
-	for args, want := range map[string]string{
-		"silent": "", "listen 127.0.0.1:8080": "127.0.0.1:8080", "listen :3000": "[::]:3000",
-	} {
-		i := s.Prepare(t, func(spec *engine.Spec) { spec.StartupTimeout = 500 * time.Millisecond }, strings.Fields(args)...)
-		failure := startError(t, i, engine.ReasonNotListening)
-		if got := strings.Join(failure.Listened, " "); got != want {
-			t.Errorf("%q: it listened on %q, want %q", args, got, want)
+	tries := []struct {
+		args, want string
+		err        error
+	}{{args: "silent"}, {args: "listen 127.0.0.1:8080", want: "127.0.0.1:8080"}, {args: "listen :3000", want: "[::]:3000"}}
+	var starts sync.WaitGroup // at once: each lasts as long as it may
+	for n := range tries {
+		i := s.Prepare(t, func(spec *engine.Spec) { spec.StartupTimeout = 2 * time.Second }, strings.Fields(tries[n].args)...)
+		starts.Go(func() { tries[n].err = i.Start(t.Context()) })
+	}
+	starts.Wait()
+	for _, try := range tries {
+		failure := startFailure(t, try.err, engine.ReasonNotListening)
+		if got := strings.Join(failure.Listened, " "); got != try.want {
+			t.Errorf("%q: it listened on %q, want %q", try.args, got, try.want)
 		}
 		if !strings.Contains(failure.Error(), "port 8080") {
-			t.Errorf("%q: the error does not name the port: %v", args, failure)
+			t.Errorf("%q: the error does not name the port: %v", try.args, failure)
 		}
 	}
 }

@@ -77,7 +77,7 @@ func readinessTurnsWithItsProbe(t *testing.T, s *Suite) {
 
 func readinessProbeMustPassBeforeTheFirstRequest(t *testing.T, s *Suite) {
 	i := s.Prepare(t, func(spec *engine.Spec) {
-		spec.StartupTimeout = 3 * time.Second
+		spec.StartupTimeout = 5 * time.Second
 		spec.Container.StartupProbe = &engine.Probe{HTTP: &engine.HTTPProbe{Port: port, Path: "/status?code=200"}}
 		spec.Container.ReadinessProbe = &engine.Probe{HTTP: &engine.HTTPProbe{Port: port, Path: "/status?code=503"}, FailureThreshold: 1}
 	}, "serve")

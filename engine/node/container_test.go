@@ -47,6 +47,7 @@ func systemLines(t *testing.T, e *Engine, i engine.Instance) []string {
 }
 
 func TestRestart_KeepsTheNetworkAndTheVolumes(t *testing.T) {
+	t.Parallel()
 	runtimes(t, func(t *testing.T, e *Engine) {
 		s := enginetest.New(t, e)
 		i := s.Start(t, func(spec *engine.Spec) {
@@ -88,6 +89,7 @@ func TestRestart_KeepsTheNetworkAndTheVolumes(t *testing.T) {
 }
 
 func TestRestart_LeavesWhatIsInVolumesCountedToTheContainer(t *testing.T) {
+	t.Parallel()
 	runtimes(t, func(t *testing.T, e *Engine) {
 		s := enginetest.New(t, e)
 		i := s.Start(t, func(spec *engine.Spec) {
@@ -118,6 +120,7 @@ func TestRestart_LeavesWhatIsInVolumesCountedToTheContainer(t *testing.T) {
 }
 
 func TestRestart_OfAnInstanceThatBreaksDownEndsIt(t *testing.T) {
+	t.Parallel()
 	e := openEngine(t, t.TempDir())
 	s := enginetest.New(t, e)
 	for range 8 {
@@ -142,6 +145,7 @@ func TestRestart_OfAnInstanceThatBreaksDownEndsIt(t *testing.T) {
 }
 
 func TestExec_DoesNotBeginInTheNextLife(t *testing.T) {
+	t.Parallel()
 	e := openEngine(t, t.TempDir())
 	i := enginetest.New(t, e).Start(t, nil, "serve").(*instance)
 	l, err := i.alive("")
@@ -157,6 +161,7 @@ func TestExec_DoesNotBeginInTheNextLife(t *testing.T) {
 }
 
 func TestRestart_IsTriedAgainAfterAPause(t *testing.T) {
+	t.Parallel()
 	e := openEngine(t, t.TempDir())
 	s := enginetest.New(t, e)
 	// Its second life ends at once, for what the first has left in a volume; so does the third, and the fourth not.
@@ -250,6 +255,7 @@ func TestStop_EndsARestartAtAnyMoment(t *testing.T) {
 }
 
 func TestSidecar_OutOfMemoryWhileAnotherIsStartedAgainEndsTheInstance(t *testing.T) {
+	t.Parallel()
 	e := openEngine(t, t.TempDir())
 	s := enginetest.New(t, e)
 	i := s.Start(t, s.WithSidecar(func(c *engine.Container) {

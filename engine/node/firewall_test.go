@@ -29,6 +29,7 @@ const ownNetwork = "BERTH_TEST_OWN_NETWORK"
 func inOwnNetwork(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(ownNetwork) == t.Name() {
+		enginetest.LoadProgram(t, os.Getenv(programFile))
 		loopback, err := netlink.LinkByName("lo")
 		if err == nil {
 			err = netlink.LinkSetUp(loopback)
@@ -39,7 +40,7 @@ func inOwnNetwork(t *testing.T) bool {
 		return true
 	}
 	again := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	again.Env = append(again.Environ(), ownNetwork+"="+t.Name())
+	again.Env = append(again.Environ(), ownNetwork+"="+t.Name(), programFile+"="+enginetest.SaveProgram(t))
 	again.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	output, err := again.CombinedOutput()
 	if err != nil || !strings.Contains(string(output), "--- PASS: "+t.Name()) {
@@ -130,6 +131,7 @@ func forwards(t *testing.T) string {
 }
 
 func TestFirewall_IsRestoredWhenAnotherProgramRemovesIt(t *testing.T) {
+	t.Parallel()
 	if !inOwnNetwork(t) {
 		return
 	}
@@ -163,6 +165,7 @@ func TestFirewall_IsRestoredWhenAnotherProgramRemovesIt(t *testing.T) {
 }
 
 func TestFirewall_IsLeftAloneWhenOthersChangeTheirs(t *testing.T) {
+	t.Parallel()
 	if !inOwnNetwork(t) {
 		return
 	}
@@ -174,6 +177,7 @@ func TestFirewall_IsLeftAloneWhenOthersChangeTheirs(t *testing.T) {
 }
 
 func TestForwarding_IsForInstancesOnly(t *testing.T) {
+	t.Parallel()
 	if !inOwnNetwork(t) {
 		return
 	}
@@ -230,6 +234,7 @@ func TestForwarding_IsForInstancesOnly(t *testing.T) {
 }
 
 func TestForwarding_StaysAsItWas(t *testing.T) {
+	t.Parallel()
 	if !inOwnNetwork(t) {
 		return
 	}
@@ -247,6 +252,7 @@ func TestForwarding_StaysAsItWas(t *testing.T) {
 }
 
 func TestForwarding_IsLeftToOthersThatNeedIt(t *testing.T) {
+	t.Parallel()
 	if !inOwnNetwork(t) {
 		return
 	}
@@ -267,6 +273,7 @@ func TestForwarding_IsLeftToOthersThatNeedIt(t *testing.T) {
 // TestObstacles_AreToldWithARemedyThatWorks has the machine's rules drop everything, and then does what the engine
 // says.
 func TestObstacles_AreToldWithARemedyThatWorks(t *testing.T) {
+	t.Parallel()
 	if !inOwnNetwork(t) {
 		return
 	}

@@ -93,6 +93,7 @@ func traces(t *testing.T, dir string) []string {
 }
 
 func TestClose_LeavesNothingBehind(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	e := openEngine(t, dir)
 	s := enginetest.New(t, e)
@@ -174,6 +175,7 @@ func openFiles(t *testing.T) int {
 }
 
 func TestOpen_RefusesADirectoryInUse(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	e := openEngine(t, dir)
 	_, err := Open(Config{Dir: filepath.Join(dir, "node"), Images: e.images, Network: e.network.prefix})
@@ -193,6 +195,7 @@ func TestCrashingServer(t *testing.T) {
 	if dir == "" {
 		t.Skip("runs as a process of another test only")
 	}
+	enginetest.LoadProgram(t, os.Getenv(programFile))
 	e := openEngine(t, dir)
 	s := enginetest.New(t, e)
 	s.Start(t, s.WithSidecar(nil, "stubborn"), "stubborn")
@@ -228,7 +231,7 @@ func TestCrashingServer(t *testing.T) {
 func crash(t *testing.T, dir string) {
 	t.Helper()
 	server := exec.Command(os.Args[0], "-test.run=^TestCrashingServer$", "-test.v")
-	server.Env = append(server.Environ(), crashDir+"="+dir, "TMPDIR="+dir)
+	server.Env = append(server.Environ(), crashDir+"="+dir, "TMPDIR="+dir, programFile+"="+enginetest.SaveProgram(t))
 	output, err := server.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

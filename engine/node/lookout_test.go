@@ -11,6 +11,7 @@ import (
 )
 
 func TestStart_GivesUpOnAnInstanceThatListensOnLoopbackOnly(t *testing.T) {
+	t.Parallel()
 	s := enginetest.New(t, openEngine(t, t.TempDir()))
 	i := s.Prepare(t, func(spec *engine.Spec) { spec.StartupTimeout = time.Hour }, "listen", "127.0.0.1:8080")
 	err := i.Start(t.Context())
@@ -21,6 +22,7 @@ func TestStart_GivesUpOnAnInstanceThatListensOnLoopbackOnly(t *testing.T) {
 }
 
 func TestStart_SaysWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
 	s := enginetest.New(t, openEngine(t, t.TempDir()))
 	i := s.Prepare(t, nil, "listen", ":3000")
 	speaker := i.(interface{ Waiting() string })

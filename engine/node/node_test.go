@@ -12,6 +12,12 @@ import (
 	"github.com/berth-run/berth/image"
 )
 
+// programFile tells the re-executed test binary where the suite's program is.
+const programFile = "BERTH_TEST_PROGRAM"
+
+// Tests that start instances call t.Parallel, except those that look at the whole process or machine: at open files,
+// ended children, mounts, what a killed server has left, or addresses that there are once.
+
 func openEngine(t testing.TB, dir string) *Engine {
 	t.Helper()
 	return openEngineWith(t, dir, "")
@@ -40,6 +46,7 @@ func openEngineWith(t testing.TB, dir, runtime string) *Engine {
 }
 
 func TestEngine_PassesTheSuite(t *testing.T) {
+	t.Parallel()
 	for _, runtime := range []string{"crun", "runc"} {
 		t.Run(runtime, func(t *testing.T) {
 			if _, err := exec.LookPath(runtime); err != nil {

@@ -46,6 +46,7 @@ func owner(t *testing.T, path string) (uid, gid int) {
 }
 
 func TestInstance_IsNobodyOutside(t *testing.T) {
+	t.Parallel()
 	runtimes(t, func(t *testing.T, e *Engine) {
 		s := enginetest.New(t, e)
 		firsts := map[string]bool{}
@@ -73,6 +74,7 @@ func TestInstance_IsNobodyOutside(t *testing.T) {
 }
 
 func TestInstance_LeavesTheMachinesDevicesAlone(t *testing.T) {
+	t.Parallel()
 	runtimes(t, func(t *testing.T, e *Engine) {
 		i := enginetest.New(t, e).Start(t, func(spec *engine.Spec) { spec.Container.User = new(int64(1000)) }, "serve").(*instance)
 		for _, device := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
@@ -85,6 +87,7 @@ func TestInstance_LeavesTheMachinesDevicesAlone(t *testing.T) {
 }
 
 func TestInstance_RootHasNoPowerOverTheMachine(t *testing.T) {
+	t.Parallel()
 	runtimes(t, func(t *testing.T, e *Engine) {
 		s := enginetest.New(t, e)
 		i := s.Start(t, nil, "serve").(*instance)
@@ -109,6 +112,7 @@ func TestInstance_RootHasNoPowerOverTheMachine(t *testing.T) {
 }
 
 func TestInstance_SeesItsOwnNetworkDevicesOnly(t *testing.T) {
+	t.Parallel()
 	runtimes(t, func(t *testing.T, e *Engine) {
 		i := enginetest.New(t, e).Start(t, nil, "serve")
 		for _, directory := range []string{"/sys/class/net", "/sys/devices/virtual/net"} {
@@ -147,6 +151,7 @@ func TestPrepare_RefusesToShowTheMachinesDevices(t *testing.T) {
 }
 
 func TestInstance_OwnsItsFiles(t *testing.T) {
+	t.Parallel()
 	runtimes(t, func(t *testing.T, e *Engine) {
 		s := enginetest.New(t, e)
 		image := s.Registry.Push(t, "owned", v1.Config{Entrypoint: []string{"/bin/program"}, User: "1000:1000", WorkingDir: "/made/dir"}, []enginetest.File{
@@ -200,6 +205,7 @@ func TestInstance_OwnsItsFiles(t *testing.T) {
 }
 
 func TestPrepare_RefusesUsersThatNoInstanceHas(t *testing.T) {
+	t.Parallel()
 	e := openEngine(t, t.TempDir())
 	s := enginetest.New(t, e)
 	_, err := e.Prepare(t.Context(), s.Spec(t, func(spec *engine.Spec) { spec.Container.User = new(int64(idsEach)) }, "serve"))
@@ -253,6 +259,7 @@ func TestOpen_FailsWhereUserNamespacesCannotBeUsed(t *testing.T) {
 }
 
 func TestOpen_GoesWithoutUserNamespacesWhenToldTo(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ setting, dir, says string }{
 		{UserNamespacesAuto, ramfs(t), "off: mounting layer"},
 		{UserNamespacesOff, t.TempDir(), "off"},

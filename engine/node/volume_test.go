@@ -88,6 +88,7 @@ func openRefreshing(t *testing.T, log *bytes.Buffer) *Engine {
 }
 
 func TestVolume_FilesAreReplacedWhileTheInstanceRuns(t *testing.T) {
+	t.Parallel()
 	var log bytes.Buffer
 	s := enginetest.New(t, openRefreshing(t, &log))
 	conf := newChanging(text("a", "1"), text("d/b", "1"), text("gone", "1"))
@@ -122,6 +123,7 @@ func TestVolume_FilesAreReplacedWhileTheInstanceRuns(t *testing.T) {
 }
 
 func TestVolume_FilesThatAreTheSameAreNotWritten(t *testing.T) {
+	t.Parallel()
 	e := openRefreshing(t, new(bytes.Buffer))
 	s := enginetest.New(t, e)
 	conf := newChanging(text("a", "1"))
@@ -192,6 +194,7 @@ func TestVolume_ReadersSeeAllOfAChangeOrNothing(t *testing.T) {
 }
 
 func TestVolume_RefreshThatFailsIsLoggedOnceAndTriedAgain(t *testing.T) {
+	t.Parallel()
 	var log bytes.Buffer
 	e := openRefreshing(t, &log)
 	s := enginetest.New(t, e)
@@ -218,6 +221,7 @@ func TestVolume_RefreshThatFailsIsLoggedOnceAndTriedAgain(t *testing.T) {
 }
 
 func TestVolume_PartsDoNotLeadOutOfIt(t *testing.T) {
+	t.Parallel()
 	e := openRefreshing(t, new(bytes.Buffer))
 	v, err := e.openVolumes(t.Context(), "escape", engine.Spec{Volumes: []engine.Volume{{Name: "scratch"}}}, ids{})
 	if err != nil {
@@ -332,6 +336,7 @@ func TestVolume_LeavesNothing(t *testing.T) {
 }
 
 func TestVolume_OutlivesTheRestartOfAContainer(t *testing.T) {
+	t.Parallel()
 	runtimes(t, func(t *testing.T, e *Engine) {
 		s := enginetest.New(t, e)
 		conf := newChanging(text("a", "1"))
@@ -391,6 +396,7 @@ func TestVolume_OutlivesTheRestartOfAContainer(t *testing.T) {
 }
 
 func TestVolume_AllOfAnInstanceAreWithinTheLimits(t *testing.T) {
+	t.Parallel()
 	e := openRefreshing(t, new(bytes.Buffer))
 	half := engine.File{Path: "half", Data: make([]byte, maxVolumeBytes/2)}
 	many := make([]engine.File, maxVolumeFiles)
@@ -420,6 +426,7 @@ func TestVolume_AllOfAnInstanceAreWithinTheLimits(t *testing.T) {
 }
 
 func TestVolume_WithoutUserNamespaces(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	images, err := image.Open(filepath.Join(dir, "images"), image.Options{})
 	if err != nil {
