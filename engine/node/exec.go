@@ -185,6 +185,7 @@ func (l *life) launch(ctx context.Context, dir string, s *streams) (*process, er
 	s.closeTheirs()
 	if err != nil {
 		l.reapStrays()
+		l.container.instance.engine.runtime.reapHelpers()
 		if hasEnded(l.exited) {
 			err = errContainerEnded
 		}
@@ -310,9 +311,11 @@ func (l *life) isExiting() bool {
 
 // Fields of what processStat returns.
 const (
+	statState   = 0
 	statParent  = 1
 	statSession = 3
 	statFlags   = 6
+	statBegun   = 19
 )
 
 // processStat returns the fields of /proc/PID/stat from the process's state on, or nil when it is gone; see

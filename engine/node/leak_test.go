@@ -302,7 +302,7 @@ func TestOpen_CleansUpAfterAServerWhoseDirectoryIsGone(t *testing.T) {
 // while. Those that other tests have left, by killing a server, are known.
 func zombies(t *testing.T, known []string) []string {
 	t.Helper()
-	const looks = 50
+	const looks = 1000 // what a failed runtime leaves is reaped after seconds
 	var found []string
 	for range looks {
 		found = slices.DeleteFunc(endedChildren(t), func(child string) bool { return slices.Contains(known, child) })

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -225,6 +226,48 @@ func (r *ociRuntime) release(id string) error {
 		return fmt.Errorf("releasing the container: %w", err)
 	}
 	return nil
+}
+
+// reapHelpers reaps, in a while, what a runtime has left that could not start a command because the container ended: a
+// process on its way into the container, which was never in its PID namespace.
+func (r *ociRuntime) reapHelpers() {
+	const soon, patience = time.Second, 2 * time.Second
+	time.AfterFunc(soon, func() {
+		left := r.endedHelpers()
+		if len(left) == 0 {
+			return
+		}
+		time.AfterFunc(patience, func() {
+			for pid, begun := range r.endedHelpers() {
+				// Processes that somebody waits for have been waited for by now.
+				if left[pid] == begun {
+					_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+				}
+			}
+		})
+	})
+}
+
+// endedHelpers are the children of this process that have ended, were not waited for and are named as the runtime, with
+// the time when they began.
+func (r *ociRuntime) endedHelpers() map[int]string {
+	ended := map[int]string{}
+	processes, _ := os.ReadDir("/proc")
+	for _, entry := range processes {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		stat := processStat(pid)
+		if len(stat) <= statBegun || stat[statState] != "Z" || stat[statParent] != strconv.Itoa(os.Getpid()) {
+			continue
+		}
+		name, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "comm"))
+		if err == nil && string(bytes.TrimSpace(name)) == filepath.Base(r.path) {
+			ended[pid] = stat[statBegun]
+		}
+	}
+	return ended
 }
 
 // remove removes the runtime's state of a container that has ended. It runs in the mount namespace.
