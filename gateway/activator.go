@@ -105,6 +105,24 @@ func (a *Activator) claim(ctx context.Context, arrived time.Time) (*member, erro
 	return a.place(ctx, arrived)
 }
 
+// tryClaim is claim for a caller that must not wait. It is nil when the request would have to, or would be refused;
+// nothing is counted then, and the caller lets it wait with claim. Waiters are not overtaken: while there are any,
+// no slot is free.
+func (a *Activator) tryClaim(arrived time.Time) *member {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed != nil {
+		return nil
+	}
+	m := a.balancer.take()
+	if m != nil {
+		a.requests++
+		a.inFlight++
+		a.busy -= arrived.Sub(a.epoch)
+	}
+	return m
+}
+
 // claimAgain exchanges a claim for another, for a request that could not reach its instance. The instance gets
 // no requests for a moment; when it has exited, none any more. So the request goes to another one, or waits.
 func (a *Activator) claimAgain(ctx context.Context, unreachable *member, arrived time.Time) (*member, error) {

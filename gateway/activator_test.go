@@ -69,6 +69,69 @@ func TestActivator_CountsConcurrencyExactly(t *testing.T) {
 	})
 }
 
+func TestActivator_TryClaimTakesAFreeSlotAndCountsOnlyThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		revision := testRevision()
+		revision.Concurrency = 1
+		revision.Wake = func() { t.Error("woken") }
+		a := NewActivator(revision)
+		if m := a.tryClaim(time.Now()); m != nil {
+			t.Errorf("claimed %q of no instances", m.id)
+		}
+		a.Add(idleInstance("a"))
+		arrived := time.Now()
+		time.Sleep(time.Second)
+		m := a.tryClaim(arrived)
+		if m == nil {
+			t.Fatal("a free slot was not claimed")
+		}
+		if second := a.tryClaim(time.Now()); second != nil {
+			t.Errorf("claimed %q, whose only slot is taken", second.id)
+		}
+		time.Sleep(time.Second)
+		if got := a.Load(); got.InFlight != 1 || got.Requests != 1 || got.Busy != 2*time.Second {
+			t.Errorf("load is %+v, want 1 in flight, 1 request, 2 s busy", got)
+		}
+		a.release(m, time.Now())
+		a.Close(errors.New("gone"))
+		if m := a.tryClaim(time.Now()); m != nil {
+			t.Errorf("claimed %q of a closed activator", m.id)
+		}
+		if got := a.Load(); got.InFlight != 0 || got.Requests != 1 || got.Busy != 2*time.Second {
+			t.Errorf("load is %+v, want none in flight, 1 request, 2 s busy", got)
+		}
+	})
+}
+
+func TestActivator_ClaimsAndReleasesWithoutAllocating(t *testing.T) {
+	a := NewActivator(testRevision())
+	a.Add(idleInstance("a"))
+	now := time.Now()
+	if n := testing.AllocsPerRun(1000, func() {
+		m := a.tryClaim(now)
+		again, err := a.claim(t.Context(), now)
+		if m == nil || err != nil {
+			t.Fatalf("claimed %v, %v", m, err)
+		}
+		a.release(m, now)
+		a.release(again, now)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkActivator(b *testing.B) {
+	a := NewActivator(testRevision())
+	for i := range 4 {
+		a.Add(idleInstance(fmt.Sprint(i)))
+	}
+	now := time.Now()
+	b.ReportAllocs()
+	for b.Loop() {
+		a.release(a.tryClaim(now), now)
+	}
+}
+
 func TestActivator_ServesWaitersInTheOrderTheyCame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		revision := testRevision()
