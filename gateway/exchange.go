@@ -101,6 +101,10 @@ func (x *exchange) reply(with *refusal) {
 	if with.status == http.StatusMethodNotAllowed {
 		h["Allow"] = []string{"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
 	}
+	if x.request.ProtoMajor == 1 && hasBody(x.request) { // net/http would wait for the body first
+		http.NewResponseController(x.writer).EnableFullDuplex()
+		defer x.lingerForBody()
+	}
 	x.began, x.status = true, with.status
 	x.writer.WriteHeader(with.status)
 	if x.request.Method != http.MethodHead {

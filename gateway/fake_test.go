@@ -124,16 +124,22 @@ func rawInstance(t testing.TB, id string, serve func(net.Conn)) *fakeInstance {
 // startGateway serves a gateway whose host hello.test leads to activator, and returns its address.
 func startGateway(t testing.TB, config Config, activator *Activator) (*Gateway, string) {
 	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return serveGateway(t, config, activator, listener)
+}
+
+// serveGateway is startGateway with a listener of the test's.
+func serveGateway(t testing.TB, config Config, activator *Activator, listener net.Listener) (*Gateway, string) {
+	t.Helper()
 	g := New(config)
 	if activator != nil {
 		err := g.SetHosts("default/hello", map[string]*Route{"hello.test": {Splits: []Split{{Activator: activator}}}})
 		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)

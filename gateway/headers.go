@@ -89,6 +89,25 @@ func (o *origin) stripped(key string) bool {
 	return false
 }
 
+// originForm is a request's target as an instance gets it, which is not a proxy: of "http://host/path?query" what follows
+// the host, byte for byte (RFC 9112, 3.2).
+func originForm(method, target string) string {
+	if strings.HasPrefix(target, "/") || target == "*" {
+		return target
+	}
+	_, target, _ = strings.Cut(target, "://")
+	at := strings.IndexAny(target, "/?")
+	switch {
+	case at < 0 && method == http.MethodOptions:
+		return "*"
+	case at < 0:
+		return "/"
+	case target[at] == '?':
+		return "/" + target[at:]
+	}
+	return target[at:]
+}
+
 // connectionTokens are the fields, beyond the usual, that a Connection header names: they end here.
 func connectionTokens(header http.Header) []string {
 	var tokens []string
@@ -123,9 +142,10 @@ func upgradeOf(r *http.Request) string {
 	return ""
 }
 
-// expectsContinue tells whether the client waits for a word before it sends the body.
-func expectsContinue(header http.Header) bool {
-	return strings.EqualFold(header.Get("Expect"), "100-continue")
+// expectsContinue tells whether the client waits for a word before it sends the body. An HTTP/1.0 client never does
+// (RFC 9110, 10.1.1).
+func expectsContinue(r *http.Request) bool {
+	return hasBody(r) && r.ProtoAtLeast(1, 1) && strings.EqualFold(r.Header.Get("Expect"), "100-continue")
 }
 
 // acceptsTrailers tells whether the client said "TE: trailers", which gRPC asks for.

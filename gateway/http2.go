@@ -11,7 +11,6 @@ import (
 	"net/textproto"
 	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -87,7 +86,7 @@ func (x *exchange) http2Request(ctx context.Context, early *interim) *http.Reque
 	if acceptsTrailers(r.Header) {
 		header["Te"] = []string{"trailers"}
 	}
-	if hasBody(r) && expectsContinue(r.Header) {
+	if expectsContinue(r) {
 		header["Expect"] = []string{"100-continue"}
 	}
 	header["X-Forwarded-For"] = []string{string(o.appendForwardedFor(nil, r.Header))}
@@ -108,8 +107,12 @@ func (x *exchange) http2Request(ctx context.Context, early *interim) *http.Reque
 	})
 	target := *r.URL
 	target.Scheme, target.Host = "http", "instance" // the transport dials this one instance, whatever is here
-	if !strings.HasPrefix(target.Path, "/") {
-		target = url.URL{Scheme: "http", Host: "instance", Opaque: r.RequestURI} // "OPTIONS *"
+	switch path := originForm(r.Method, r.RequestURI); {
+	case path == target.RequestURI():
+	case path == "*":
+		target = url.URL{Scheme: "http", Host: "instance", Opaque: path}
+	default: // a parsed URL does not keep every byte; the transport cuts off scheme and host
+		target = url.URL{Scheme: "http", Host: "instance", Opaque: "//" + r.Host + path}
 	}
 	out := (&http.Request{
 		Method: r.Method, URL: &target, Host: r.Host, Header: header,

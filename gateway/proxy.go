@@ -109,10 +109,7 @@ func (x *exchange) unreachable(err error) error {
 // appendHead appends the request's head as the instance gets it.
 func (x *exchange) appendHead(b []byte, upgrade string) []byte {
 	r, o := x.request, &x.origin
-	target := r.RequestURI
-	if !strings.HasPrefix(target, "/") && target != "*" {
-		target = r.URL.RequestURI() // "GET http://host/path": the instance is not a proxy
-	}
+	target := originForm(r.Method, r.RequestURI)
 	b = append(append(append(b, r.Method...), ' '), target...)
 	b = append(append(b, " HTTP/1.1\r\nHost: "...), r.Host...)
 	b = append(b, "\r\n"...)
@@ -148,7 +145,7 @@ func (x *exchange) appendHead(b []byte, upgrade string) []byte {
 			b = appendLine(b, "Trailer", key)
 		}
 	}
-	if hasBody(r) && expectsContinue(r.Header) {
+	if expectsContinue(r) {
 		b = append(b, "Expect: 100-continue\r\n"...)
 	}
 
@@ -318,6 +315,11 @@ func (x *exchange) sendTrailer(c *conn) error {
 	trailer := make(http.Header)
 	if err := c.readTrailer(trailer); err != nil {
 		return fmt.Errorf("%w: reading its trailer: %w", errTruncated, err)
+	}
+	if len(trailer) > 0 {
+		if err := x.flush(); err != nil { // a short response would get a length, which leaves no room for a trailer
+			return err
+		}
 	}
 	x.setTrailer(trailer)
 	return nil

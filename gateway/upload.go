@@ -40,7 +40,7 @@ func (x *exchange) startUpload(c *conn) *upload {
 		http.NewResponseController(x.writer).EnableFullDuplex()
 	}
 	u := &upload{done: make(chan struct{}), stop: make(chan struct{})}
-	if expectsContinue(r.Header) {
+	if expectsContinue(r) {
 		u.goAhead, u.waiting = make(chan struct{}), true
 	}
 	go func() {
@@ -140,23 +140,38 @@ func (u *upload) copyChunked(w io.Writer, r *http.Request, buffer []byte) {
 // No goroutine reads the body after it.
 func (x *exchange) endUpload(u *upload, c *conn) bool {
 	close(u.stop)
-	select {
-	case <-u.done:
+	if u.endsWithin(uploadGrace) {
+		if !u.complete {
+			x.lingerForBody()
+		}
 		return u.complete
-	default:
-	}
-	timer := time.NewTimer(uploadGrace)
-	defer timer.Stop()
-	select {
-	case <-u.done:
-		return u.complete
-	case <-timer.C:
 	}
 	c.abort()
 	if x.began {
 		x.flush() // a client that is gone shows in the wait below
 	}
-	http.NewResponseController(x.writer).SetReadDeadline(time.Now().Add(uploadLinger))
+	x.lingerForBody()
 	<-u.done
 	return false
+}
+
+func (u *upload) endsWithin(wait time.Duration) bool {
+	select {
+	case <-u.done:
+		return true
+	default:
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-u.done:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+// lingerForBody bounds how long net/http, and an upload, wait for what a client has yet to send of a body that nobody wants.
+func (x *exchange) lingerForBody() {
+	http.NewResponseController(x.writer).SetReadDeadline(time.Now().Add(uploadLinger))
 }
