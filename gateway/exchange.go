@@ -141,6 +141,8 @@ func (x *exchange) fail(err error, member *member) {
 		with = &refusal{http.StatusTooManyRequests, textNoInstance}
 	case errors.Is(err, errTimeout), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		with = &refusal{http.StatusGatewayTimeout, textTimeout}
+	case errors.Is(err, errBodyTooLarge):
+		with = bodyTooLarge(x.gateway.config.MaxBodyBytes)
 	case errors.Is(err, errBadBody):
 		with = &refusal{http.StatusBadRequest, "The request's body is malformed."}
 	case member != nil && !errors.Is(err, errMalformed) && ranOutOfMemory(x.request.Context(), member.instance):

@@ -35,17 +35,28 @@ type Config struct {
 	PrivateCookies bool
 
 	MaxHeaderBytes    int           // of a request's line and header; default 64 KiB
+	MaxHeaderFields   int           // of a request; one more is answered with 431; default 100, as Apache's and Envoy's
+	MaxTargetBytes    int           // of a request's path and query; more is answered with 414; default 16 KiB
+	MaxBodyBytes      int64         // of a request; more is answered with 413; default: no limit
 	ReadHeaderTimeout time.Duration // from a request's first byte to the end of its header; default 10 s
 	IdleTimeout       time.Duration // how long a connection without requests is kept; default 120 s
 	WriteTimeout      time.Duration // how long a client may take no byte of what there is for it; default 60 s
 	MaxStreams        int           // requests at the same time on one HTTP/2 connection; default 100
-	ShutdownTimeout   time.Duration // how long requests in flight may take when Serve ends; default 10 s
+	// MaxConnections is how many connections of clients there may be. One more is answered with 503 and closed.
+	// Default: no limit.
+	MaxConnections int
+	// MaxConnectionsPerClient is how many connections one address may have, or one /64 network where it is IPv6. One
+	// more is answered with 429 and closed. It does not hold for the machine itself and TrustForwarded, where many
+	// clients come from. Default: no limit.
+	MaxConnectionsPerClient int
+	ShutdownTimeout         time.Duration // how long requests in flight may take when Serve ends; default 10 s
 }
 
 // Gateway proxies requests to the instances of revisions.
 type Gateway struct {
 	config   Config
 	table    table
+	clients  admission
 	metrics  *metrics   // nil when there is no registerer
 	log      *accessLog // nil when there is none
 	buffers  sync.Pool  // *[]byte of copyBufferSize
@@ -59,18 +70,21 @@ func New(config Config) *Gateway {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	setDefault(&config.MaxHeaderBytes, 64<<10)
+	setDefault(&config.MaxHeaderFields, 100)
+	setDefault(&config.MaxTargetBytes, 16<<10)
 	setDefault(&config.ReadHeaderTimeout, 10*time.Second)
 	setDefault(&config.IdleTimeout, 120*time.Second)
 	setDefault(&config.WriteTimeout, 60*time.Second)
 	setDefault(&config.MaxStreams, 100)
 	setDefault(&config.ShutdownTimeout, 10*time.Second)
 	g := &Gateway{config: config}
+	g.clients = admission{most: config.MaxConnections, mostPerClient: config.MaxConnectionsPerClient, trusted: config.TrustForwarded}
 	g.buffers.New = func() any { b := make([]byte, copyBufferSize); return &b }
 	if config.AccessLog != nil {
 		g.log = newAccessLog(config.AccessLog)
 	}
 	if config.Registerer != nil {
-		g.metrics = newMetrics(config.Registerer, g.log)
+		g.metrics = newMetrics(config.Registerer, g.log, &g.clients)
 	}
 	return g
 }
@@ -118,7 +132,11 @@ func (g *Gateway) Requests() uint64 { return g.requests.Load() }
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.requests.Add(1)
 	x := &exchange{gateway: g, writer: w, request: r, arrived: time.Now()}
-	if refused := refuse(r); refused != nil {
+	refused := refuse(r)
+	if refused == nil {
+		refused = g.overLimit(r)
+	}
+	if refused != nil {
 		x.reply(refused)
 		return
 	}
@@ -184,7 +202,7 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 	}
 
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(clientListener{listener, g.config.WriteTimeout}) }()
+	go func() { served <- server.Serve(clientListener{listener, g}) }()
 	select {
 	case err := <-served:
 		return err

@@ -29,9 +29,7 @@ func (g *Gateway) origin(r *http.Request) origin {
 	o.address, _, _ = net.SplitHostPort(r.RemoteAddr)
 	if len(g.config.TrustForwarded) > 0 {
 		if address, err := netip.ParseAddr(o.address); err == nil {
-			for _, prefix := range g.config.TrustForwarded {
-				o.trusted = o.trusted || prefix.Contains(address.Unmap())
-			}
+			o.trusted = containsAddr(g.config.TrustForwarded, address.Unmap())
 		}
 	}
 	return o

@@ -17,7 +17,10 @@ type metrics struct {
 	inFlight *prometheus.Desc
 	queue    *prometheus.Desc
 	dropped  *prometheus.Desc
+	open     *prometheus.Desc
+	refused  *prometheus.Desc
 	log      *accessLog
+	clients  *admission
 
 	mu         sync.Mutex
 	activators map[*Activator]struct{} // guarded by mu
@@ -48,7 +51,7 @@ type codeCounter struct {
 	counter prometheus.Counter
 }
 
-func newMetrics(registerer prometheus.Registerer, log *accessLog) *metrics {
+func newMetrics(registerer prometheus.Registerer, log *accessLog, clients *admission) *metrics {
 	labels := []string{"namespace", "service", "revision"}
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -64,7 +67,11 @@ func newMetrics(registerer prometheus.Registerer, log *accessLog) *metrics {
 		queue:    prometheus.NewDesc("berth_requests_waiting", "Requests that wait for an instance now.", labels, nil),
 		dropped: prometheus.NewDesc("berth_access_log_dropped_total",
 			"Access log lines that were dropped because their reader was too slow.", nil, nil),
+		open: prometheus.NewDesc("berth_client_connections", "Connections of clients to the gateway now.", nil, nil),
+		refused: prometheus.NewDesc("berth_client_connections_refused_total",
+			"Connections that were not taken because there were too many, in all or of one client.", []string{"of"}, nil),
 		log:        log,
+		clients:    clients,
 		activators: make(map[*Activator]struct{}),
 		series:     make(map[series]int),
 	}
@@ -133,12 +140,18 @@ func (m *metrics) Describe(descs chan<- *prometheus.Desc) {
 	descs <- m.inFlight
 	descs <- m.queue
 	descs <- m.dropped
+	descs <- m.open
+	descs <- m.refused
 }
 
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	if m.log != nil {
 		out <- prometheus.MustNewConstMetric(m.dropped, prometheus.CounterValue, float64(m.log.dropped.Load()))
+	}
+	out <- prometheus.MustNewConstMetric(m.open, prometheus.GaugeValue, float64(m.clients.count()))
+	for of, n := range map[string]uint64{"all": m.clients.refusedAll.Load(), "client": m.clients.refusedClient.Load()} {
+		out <- prometheus.MustNewConstMetric(m.refused, prometheus.CounterValue, float64(n), of)
 	}
 	type present struct{ inFlight, waiting int }
 	counts := make(map[series]present)

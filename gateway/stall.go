@@ -15,18 +15,30 @@ import (
 // revision lets it. clientConn guards a connection, whatever is spoken on it; streamGuard guards one stream of an
 // HTTP/2 connection, whose client may read the others.
 
-// clientListener makes every connection that it accepts a clientConn.
+// clientListener makes every connection that it accepts a clientConn, and accepts no more than there may be.
 type clientListener struct {
 	net.Listener
-	timeout time.Duration // Config.WriteTimeout
+	gateway *Gateway
 }
 
 func (l clientListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		from := addressOfConn(c)
+		if refused := l.gateway.clients.enter(from); refused != nil {
+			// The kernel has room for this much of a new connection. Whether the client reads it is its own matter.
+			c.SetWriteDeadline(time.Now().Add(time.Second))
+			c.Write(refused.appendResponse(nil))
+			c.Close()
+			continue
+		}
+		conn := newClientConn(c, l.gateway.config.WriteTimeout)
+		conn.left = func() { l.gateway.clients.leave(from) }
+		return conn, nil
 	}
-	return newClientConn(c, l.timeout), nil
 }
 
 // clientConn is a connection that is closed when it takes no byte for as long as timeout.
@@ -35,6 +47,17 @@ type clientConn struct {
 	timeout time.Duration
 	epoch   time.Time
 	limit   atomic.Int64 // the write deadline that the connection has, in nanoseconds after epoch; 0 is none
+
+	left  func() // called when it is closed, once; may be nil
+	close sync.Once
+}
+
+// Close closes the connection and gives its place to another.
+func (c *clientConn) Close() error {
+	if c.left != nil {
+		c.close.Do(c.left)
+	}
+	return c.Conn.Close()
 }
 
 func newClientConn(c net.Conn, timeout time.Duration) *clientConn {
@@ -60,7 +83,7 @@ func (c *clientConn) Write(p []byte) (int, error) {
 		case n > 0: // the client reads slowly
 			began = now
 		case now.Sub(began) >= c.timeout:
-			c.Conn.Close() // what reads from it must end too
+			c.Close() // what reads from it must end too
 			return written, err
 		}
 		if err := c.limitTo(began.Add(c.timeout)); err != nil {

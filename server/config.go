@@ -53,6 +53,7 @@ type Config struct {
 	TrustForwarded     []string      `flag:"trust-forwarded" help:"networks of proxies in front of the gateway, as ADDRESS/BITS: their X-Forwarded-For, X-Forwarded-Proto and Forwarded headers are believed and added to"`
 	AccessLog          bool          `flag:"access-log" help:"write one line for each request to standard output"`
 
+	Limits  Limits
 	Scaling autoscaler.Settings
 
 	Logger *slog.Logger
@@ -88,6 +89,7 @@ func DefaultConfig() Config {
 		MaxQueue:           10000,
 		ShutdownTimeout:    30 * time.Second,
 		AccessLog:          true,
+		Limits:             defaultLimits(),
 		Scaling:            autoscaler.DefaultSettings(),
 		Logger:             slog.Default(),
 	}
@@ -119,6 +121,7 @@ func (c Config) check() error {
 	if c.RevisionTimeout > c.MaxRevisionTimeout {
 		wrong("revision-timeout", c.RevisionTimeout, fmt.Sprintf("it must not be longer than --max-revision-timeout, %v", c.MaxRevisionTimeout))
 	}
+	c.Limits.check(wrong)
 	if c.MaxQueue < 1 {
 		wrong("max-queue", c.MaxQueue, "at least one request must be able to wait, or no service wakes from zero")
 	}

@@ -122,10 +122,15 @@ func open(config Config) (_ *server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.gateway = gateway.New(gateway.Config{
+	requests := gateway.Config{
 		AccessLog: accessLog(config), Logger: s.logger, Registerer: metrics, ShutdownTimeout: config.ShutdownTimeout,
 		TrustForwarded: trusted,
-	})
+	}
+	if err := config.Limits.boundConnections(s.logger); err != nil {
+		return nil, err
+	}
+	config.Limits.fill(&requests)
+	s.gateway = gateway.New(requests)
 	s.autoscaler = autoscaler.New(s.engine, config.Scaling, s.logger, metrics)
 	s.reconciler = reconcile.New(reconcile.Config{
 		Store: s.store, Images: s.images, Engine: s.engine, Autoscaler: s.autoscaler, Gateway: s.gateway, Identity: issuer,
