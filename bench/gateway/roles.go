@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,8 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"runtime/pprof"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,21 +38,67 @@ func serve(run func(context.Context, net.Listener) error) error {
 	return run(ctx, listener)
 }
 
+// serveHandler serves HTTP/1.1, and HTTP/2 without TLS with prior knowledge.
 func serveHandler(handler http.Handler) error {
 	return serve(func(ctx context.Context, listener net.Listener) error {
-		server := &http.Server{Handler: handler}
+		var protocols http.Protocols
+		protocols.SetHTTP1(true)
+		protocols.SetUnencryptedHTTP2(true)
+		server := &http.Server{Handler: handler, Protocols: &protocols}
 		go server.Serve(listener)
 		<-ctx.Done()
 		return server.Close()
 	})
 }
 
+// hello is the tiny answer.
+const hello = "Hello, World!\n"
+
+// runInstance serves what the variants ask for.
 func runInstance() error {
-	body := []byte("Hello, World!\n")
-	return serveHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(body) }))
+	bodies := make(map[string][]byte)
+	for _, v := range variants {
+		bodies[v.path] = text(v.body)
+		if v.body == len(hello) {
+			bodies[v.path] = []byte(hello)
+		}
+	}
+	return serveHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, ok := bodies[r.URL.Path]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		if r.ContentLength > 0 {
+			if n, err := io.Copy(io.Discard, r.Body); err != nil || n != r.ContentLength {
+				http.Error(w, fmt.Sprintf("%d bytes arrived, not %d: %v", n, r.ContentLength, err), http.StatusBadRequest)
+				return
+			}
+		}
+		if len(body) > len(hello) { // net/http would send it in chunks
+			w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		}
+		w.Write(body)
+	}))
 }
 
-func runGateway(instance string) error {
+// runGateway serves one service through Berth's gateway: -cpuprofile FILE INSTANCE.
+func runGateway(args []string) error {
+	flags := flag.NewFlagSet("gateway", flag.ExitOnError)
+	profile := flags.String("cpuprofile", "", "a file for a CPU profile")
+	flags.Parse(args)
+	instance := flags.Arg(0)
+	if *profile != "" {
+		file, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		if err := pprof.StartCPUProfile(file); err != nil {
+			return err
+		}
+		defer file.Close()
+		defer pprof.StopCPUProfile()
+	}
 	activator := gateway.NewActivator(gateway.Revision{
 		Namespace: "default", Service: "hello", Configuration: "hello", Name: "hello-00001",
 		Concurrency: 80, Timeout: 300 * time.Second, MaxQueue: 10000,

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+)
+
+// bench measures the parts that were chosen and prints each when it is done.
+func bench(ctx context.Context, o options, parts []string) error {
+	instance, err := startChild("instance")
+	if err != nil {
+		return err
+	}
+	defer instance.stop()
+	return compareAll(ctx, o, parts, instance)
+}
+
+// compareAll measures all variants that were chosen, over all paths.
+func compareAll(ctx context.Context, o options, parts []string, instance *child) error {
+	gateway, err := startChild("gateway", "-cpuprofile", o.profile, instance.address)
+	if err != nil {
+		return err
+	}
+	defer gateway.stop()
+	reverse, err := startChild("reverseproxy", instance.address)
+	if err != nil {
+		return err
+	}
+	defer reverse.stop()
+	paths := []*path{
+		{name: "direct", address: instance.address},
+		{name: "gateway", address: gateway.address, pids: []int{gateway.pid()}},
+		{name: "reverseproxy", address: reverse.address, pids: []int{reverse.pid()}},
+	}
+	for _, start := range peers {
+		peer, err := start(instance.address)
+		if err != nil {
+			fmt.Printf("# left out: %v\n", err)
+			continue
+		}
+		defer peer.stop()
+		paths = append(paths, &path{name: peer.name, address: peer.address, http2: peer.http2, pids: peer.pids})
+	}
+	for i := range variants {
+		v := &variants[i]
+		if !slices.Contains(parts, v.name) {
+			continue
+		}
+		c, err := compare(ctx, o, v, paths)
+		if err != nil {
+			return err
+		}
+		c.print()
+	}
+	return nil
+}
+
+// compare measures one variant over all paths, in turns.
+func compare(ctx context.Context, o options, v *variant, paths []*path) (*comparison, error) {
+	c := &comparison{variant: v, paths: paths, results: make(map[string]map[int][]result)}
+	for _, p := range paths {
+		c.results[p.name] = make(map[int][]result)
+	}
+	for _, connections := range connectionCounts {
+		length := o.length
+		if connections == 1 {
+			length /= 2
+		}
+		for _, p := range paths { // warm up
+			if _, err := measure(p, v, connections, length/4); err != nil {
+				return nil, err
+			}
+		}
+		for round := range o.rounds {
+			// Nobody is always measured after the same one.
+			for i := range paths {
+				p := paths[(i+round)%len(paths)]
+				r, err := measure(p, v, connections, length)
+				if err != nil {
+					return nil, err
+				}
+				c.results[p.name][connections] = append(c.results[p.name][connections], r)
+				if ctx.Err() != nil {
+					return nil, fmt.Errorf("ended by a signal: %w", ctx.Err())
+				}
+			}
+		}
+	}
+	return c, nil
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"time"
+)
+
+// connectionCounts are what each variant is measured with.
+var connectionCounts = [...]int{1, 64}
+
+// path is one way to the instance.
+type path struct {
+	name    string
+	address string
+	http2   string // the address that speaks HTTP/2, where it is another one
+	pids    []int  // of the proxy's processes; none for the direct path
+}
+
+// result is what one measurement of a path found.
+type result struct {
+	rate     float64 // requests a second
+	cpu      float64 // of the proxy, in microseconds for each request
+	p50, p99 float64 // microseconds
+}
+
+// client asks an address over connections of its own.
+type client interface {
+	// run asks for a time and returns how long each answer took; it may be called again.
+	run(time.Duration) ([]time.Duration, error)
+	close()
+}
+
+// connect makes a client of a variant.
+func connect(p *path, v *variant, connections int) (client, error) {
+	return newHTTP1Client(p.address, connections, v, [][]byte{v.request(host)})
+}
+
+// measure measures a path once, over new connections that have been used before the measurement.
+func measure(p *path, v *variant, connections int, length time.Duration) (result, error) {
+	c, err := connect(p, v, connections)
+	if err != nil {
+		return result{}, err
+	}
+	defer c.close()
+	r, err := measureWith(c, p.pids, length)
+	if err != nil {
+		return result{}, fmt.Errorf("measuring %s over %d connections, %s: %w", p.name, connections, v.about, err)
+	}
+	return r, nil
+}
+
+func measureWith(c client, pids []int, length time.Duration) (result, error) {
+	if _, err := c.run(length / 10); err != nil {
+		return result{}, err
+	}
+	before, err := cpuTime(pids)
+	if err != nil {
+		return result{}, err
+	}
+	began := time.Now()
+	latencies, err := c.run(length)
+	if err != nil {
+		return result{}, err
+	}
+	took := time.Since(began)
+	after, err := cpuTime(pids)
+	if err != nil {
+		return result{}, err
+	}
+	slices.Sort(latencies)
+	n := len(latencies)
+	microseconds := func(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
+	return result{
+		rate: float64(n) / took.Seconds(),
+		cpu:  microseconds(after-before) / float64(n),
+		p50:  microseconds(latencies[n/2]),
+		p99:  microseconds(latencies[n*99/100]),
+	}, nil
+}
+
+// cpuTime is the CPU time that processes have used, to the nanosecond, where /proc/PID/stat has only ticks.
+func cpuTime(pids []int) (time.Duration, error) {
+	var sum time.Duration
+	for _, pid := range pids {
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		if err != nil {
+			return 0, err
+		}
+		for _, thread := range threads {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/schedstat", pid, thread.Name()))
+			if err != nil {
+				return 0, err
+			}
+			var nanoseconds int64
+			if _, err := fmt.Sscan(string(text), &nanoseconds); err != nil {
+				return 0, err
+			}
+			sum += time.Duration(nanoseconds)
+		}
+	}
+	return sum, nil
+}
+
+// median of values that are at least one.
+func median(values []float64) float64 { return quantile(values, 0.5) }
+
+func quantile(values []float64, q float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[int(q*float64(len(sorted)-1)+0.5)]
+}
