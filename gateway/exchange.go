@@ -93,9 +93,15 @@ func unknownHost(host string) *refusal {
 }
 
 // reply answers a request with a refusal.
-func (x *exchange) reply(with *refusal) {
+func (x *exchange) reply(with *refusal) { x.redirect(with, "") }
+
+// redirect answers a request with a refusal that names another URL, "" for none.
+func (x *exchange) redirect(with *refusal, location string) {
 	h := x.writer.Header()
 	clear(h)
+	if location != "" {
+		h["Location"] = []string{location}
+	}
 	h["Content-Type"] = []string{"text/plain; charset=utf-8"}
 	h["Content-Length"] = []string{strconv.Itoa(len(with.text) + 1)}
 	if with.status == http.StatusMethodNotAllowed {

@@ -34,6 +34,10 @@ type Config struct {
 	// PrivateCookies adds "Cache-Control: private" to responses that set a cookie (contract C17).
 	PrivateCookies bool
 
+	// Challenge, when not nil, is asked what a certificate authority is to find at a host below
+	// /.well-known/acme-challenge/ (RFC 8555, 8.3). False leaves the request to the host's service.
+	Challenge func(host, token string) (answer string, ok bool)
+
 	MaxHeaderBytes    int           // of a request's line and header; default 64 KiB
 	MaxHeaderFields   int           // of a request; one more is answered with 431; default 100, as Apache's and Envoy's
 	MaxTargetBytes    int           // of a request's path and query; more is answered with 414; default 16 KiB
@@ -62,6 +66,8 @@ type Gateway struct {
 	buffers  sync.Pool  // *[]byte of copyBufferSize
 	requests atomic.Uint64
 	upgrades upgrades
+	// redirects is set as soon as a host has been published whose requests without TLS are redirected.
+	redirects atomic.Bool
 }
 
 // New returns a gateway without hosts.
@@ -113,6 +119,11 @@ func (g *Gateway) SetHosts(owner string, hosts map[string]*Route) error {
 			}
 		}
 	}
+	for _, route := range hosts {
+		if route != nil && route.Redirect != 0 {
+			g.redirects.Store(true)
+		}
+	}
 	return g.table.set(owner, hosts)
 }
 
@@ -139,6 +150,12 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if refused != nil {
 		x.reply(refused)
 		return
+	}
+	if g.intercepts() && !g.secure(r) {
+		if answer, location := g.intercept(r.Host, r.RequestURI); answer != nil {
+			x.redirect(answer, location)
+			return
+		}
 	}
 	route := g.table.lookup(r.Host)
 	if route == nil {
@@ -186,7 +203,13 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	server := &http.Server{
+	server := g.server(protocols)
+	return g.serve(ctx, server, func() error { return server.Serve(clientListener{Listener: listener, gateway: g}) })
+}
+
+// server is a server of these protocols with the gateway's limits.
+func (g *Gateway) server(protocols http.Protocols) *http.Server {
+	return &http.Server{
 		Handler:                      g,
 		Protocols:                    &protocols,
 		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: g.config.MaxStreams},
@@ -196,13 +219,17 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the instance's to answer
 		ErrorLog:                     slog.NewLogLogger(g.config.Logger.Handler(), slog.LevelDebug),
 	}
+}
+
+// serve lets a server take requests until ctx ends, and those in flight end then.
+func (g *Gateway) serve(ctx context.Context, server *http.Server, take func() error) error {
 	if g.log != nil {
 		stop := g.log.start()
 		defer stop()
 	}
 
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(clientListener{listener, g}) }()
+	go func() { served <- take() }()
 	select {
 	case err := <-served:
 		return err

@@ -19,6 +19,7 @@ import (
 type clientListener struct {
 	net.Listener
 	gateway *Gateway
+	tls     bool // clients do not understand an answer before they have shaken hands
 }
 
 func (l clientListener) Accept() (net.Conn, error) {
@@ -29,9 +30,11 @@ func (l clientListener) Accept() (net.Conn, error) {
 		}
 		from := addressOfConn(c)
 		if refused := l.gateway.clients.enter(from); refused != nil {
-			// The kernel has room for this much of a new connection. Whether the client reads it is its own matter.
-			c.SetWriteDeadline(time.Now().Add(time.Second))
-			c.Write(refused.appendResponse(nil))
+			if !l.tls {
+				// The kernel has room for this much of a new connection. Whether the client reads it is its own matter.
+				c.SetWriteDeadline(time.Now().Add(time.Second))
+				c.Write(refused.appendResponse(nil))
+			}
 			c.Close()
 			continue
 		}

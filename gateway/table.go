@@ -18,6 +18,8 @@ type Route struct {
 	// Follow, when not empty, is a host of another owner: requests go where that one's do, at every moment. There are
 	// no Splits then.
 	Follow string
+	// Redirect, when not 0, is the port of https that requests without TLS are redirected to (contract C25).
+	Redirect uint16
 	// Unready, when not empty, says why no revision takes requests yet: they are answered 503 with it. There are no
 	// Splits then.
 	Unready string
@@ -56,6 +58,8 @@ type route struct {
 	tag     string
 	total   uint32
 	splits  []split
+
+	redirect uint16 // as in Route; that of the route it follows does not count
 }
 
 type split struct {
@@ -147,7 +151,7 @@ func newRoute(given *Route) (*route, error) {
 	if given == nil {
 		return nil, errors.New("it has no route")
 	}
-	made := &route{tag: given.Tag, unready: given.Unready}
+	made := &route{tag: given.Tag, unready: given.Unready, redirect: given.Redirect}
 	if given.Follow != "" {
 		host, ok := normalizeHost(given.Follow)
 		if !ok || len(given.Splits) > 0 || given.Unready != "" {
