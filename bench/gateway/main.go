@@ -25,8 +25,8 @@ import (
 func main() {
 	o := options{}
 	only := ""
-	flag.IntVar(&o.rounds, "rounds", 7, "measurements of each path; the median counts")
-	flag.DurationVar(&o.length, "length", 400*time.Millisecond, "length of one measurement with 64 connections; half of it with one connection")
+	flag.IntVar(&o.rounds, "rounds", 15, "measurements of each path; the median counts")
+	flag.DurationVar(&o.length, "length", 200*time.Millisecond, "length of one measurement with 64 connections; half of it with one connection")
 	flag.StringVar(&only, "only", "", "what to measure, with commas between: "+allParts())
 	flag.BoolVar(&o.peers, "peers", false, "measure HAProxy and Caddy too")
 	flag.StringVar(&o.profile, "cpuprofile", "", "a file for a CPU profile of the gateway that is compared with the others")

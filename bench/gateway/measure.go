@@ -32,8 +32,15 @@ type client interface {
 	close()
 }
 
-// connect makes a client of a variant.
+// connect makes a client of a variant with as many requests at the same time as there are connections.
 func connect(p *path, v *variant, connections int) (client, error) {
+	if v.http2 {
+		address := p.http2
+		if address == "" {
+			address = p.address
+		}
+		return newHTTP2Client(address, connections, v)
+	}
 	return newHTTP1Client(p.address, connections, v, [][]byte{v.request(host)})
 }
 

@@ -28,6 +28,7 @@ var variants = [...]variant{
 	{name: "64k", about: "GET, 64 KiB back, kept connections", path: "/64k", body: 64 << 10},
 	{name: "upload", about: "POST of 100 KiB, 14 bytes back, kept connections", path: "/upload", upload: 100 << 10, body: len(hello)},
 	{name: "newconn", about: "GET, 14 bytes back, a connection for each request", path: "/", body: len(hello), fresh: true},
+	{name: "h2", about: "GET, 14 bytes back, HTTP/2 without TLS, 8 streams on each connection", path: "/", body: len(hello), http2: true},
 }
 
 // suffix is what the variant adds to the names of its figures.
