@@ -27,6 +27,8 @@ type Revision struct {
 	ResponseStart time.Duration
 	// Idle is the longest silence of an instance within a response.
 	Idle time.Duration
+	// Affinity brings a client back to the instance that served it before, by a cookie (contract 1.3).
+	Affinity bool
 	// HTTP2 says that the instances speak HTTP/2 without TLS (contract C13).
 	HTTP2 bool
 
@@ -45,11 +47,13 @@ type Revision struct {
 // It implements [autoscaler.Pool].
 type Activator struct {
 	revision Revision
+	mark     mark // of the revision, for session affinity; 0 when it wants none
 	epoch    time.Time
 	metrics  atomic.Pointer[revisionMetrics]
 
 	mu       sync.Mutex
 	members  map[string]*member // by instance ID; those draining included
+	marked   map[mark]*member   // the members by their marks; nil without affinity
 	balancer balancer
 	queue    queue        // Invariant: empty while an instance has a free slot
 	closed   *closedError // what every claim gets, once Close was called; the queue is empty then
@@ -85,11 +89,15 @@ const dialPause = 50 * time.Millisecond
 
 // NewActivator returns the activator of a revision, without instances.
 func NewActivator(revision Revision) *Activator {
-	return &Activator{
+	a := &Activator{
 		revision: revision,
 		epoch:    time.Now(),
 		balancer: balancer{concurrency: revision.Concurrency},
 	}
+	if revision.Affinity {
+		a.mark = markOf(revision.Namespace, revision.Name)
+	}
+	return a
 }
 
 // Revision returns what the activator was made with.
@@ -235,6 +243,7 @@ func (a *Activator) endDrain(m *member) bool {
 		return false
 	}
 	delete(a.members, m.id)
+	a.removeMark(m)
 	close(m.drained)
 	return true
 }
@@ -303,6 +312,7 @@ func (a *Activator) Add(instance engine.Instance) {
 		a.members = make(map[string]*member)
 	}
 	a.members[id] = m
+	a.addMark(m)
 	a.balancer.add(m)
 	a.grant()
 }

@@ -13,6 +13,7 @@ type member struct {
 	drained  chan struct{} // closed when it is draining and its last request has ended
 
 	inFlight   int
+	mark       mark // for session affinity; 0 when the revision has none
 	draining   bool // taken back: no new request, ever
 	suspended  bool // no new request until it is resumed
 	linked     bool // in a list of the balancer: may be given requests
@@ -43,13 +44,27 @@ func (b *balancer) take() *member {
 		return nil
 	}
 	m := b.levels[b.least].first
+	b.raise(m)
+	return m
+}
+
+// takeOn adds a request to an instance; false when it has no free slot.
+func (b *balancer) takeOn(m *member) bool {
+	if !m.linked || b.concurrency > 0 && m.inFlight >= b.concurrency {
+		return false
+	}
+	b.raise(m)
+	return true
+}
+
+// raise adds a request to a listed instance.
+func (b *balancer) raise(m *member) {
 	b.unlink(m)
 	m.inFlight++
 	b.link(m)
 	if b.levels[b.least].first == nil {
-		b.least++ // m is there now
+		b.least++ // m, which was alone there, has left it for the next level
 	}
-	return m
 }
 
 // put ends a request on an instance, listed or not.

@@ -19,6 +19,8 @@ type exchange struct {
 	writer    http.ResponseWriter
 	request   *http.Request
 	activator *Activator
+	member    *member  // the instance that it is on, or was last; nil before
+	affinity  affinity // what the client's cookie says, where the route has affinity
 	origin    origin
 	guard     *streamGuard // nil where the connection is guarded: HTTP/1.1
 

@@ -172,10 +172,17 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.guard = &streamGuard{writer: w, timeout: g.config.WriteTimeout}
 	}
 
-	member, err := x.activator.claim(r.Context(), x.arrived)
+	var member *member
+	if route.affine {
+		member = x.stick(route)
+	}
+	var err error
+	if member == nil {
+		member, err = x.activator.claim(r.Context(), x.arrived)
+	}
 	for tries := 0; err == nil; tries++ {
 		x.claimed = time.Now()
-		x.instance = member.id
+		x.member, x.instance = member, member.id
 		err = x.forward(member)
 		if !errors.Is(err, errUnreachable) || tries >= maxTries && !hasExited(member.instance) {
 			x.activator.release(member, time.Now())

@@ -232,6 +232,7 @@ func (x *exchange) sendResponse(c *conn, head responseHead) error {
 // begin gives the client the response's head.
 func (x *exchange) begin(status int) {
 	header := x.writer.Header()
+	x.setAffinity(header)
 	for _, key := range [...]string{"Date", "Content-Type"} { // what the instance did not say is not made up
 		if _, ok := header[key]; !ok {
 			header[key] = nil

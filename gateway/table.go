@@ -56,6 +56,7 @@ type route struct {
 	follow  string // not empty: the host whose route this one is; there are no splits
 	unready string // not empty: why there are no splits
 	tag     string
+	affine  bool // a split's revision wants session affinity: cookies are looked at
 	total   uint32
 	splits  []split
 
@@ -179,6 +180,7 @@ func newRoute(given *Route) (*route, error) {
 		case percent == 0:
 			continue
 		}
+		made.affine = made.affine || s.Activator.mark != 0
 		made.total += uint32(percent)
 		made.splits = append(made.splits, split{upTo: made.total, activator: s.Activator})
 	}
