@@ -83,7 +83,7 @@ var descriptions = map[string]map[string]string{
 		"containerConcurrency":        "The most requests that one instance has at the same time; the rest wait. 0 is no limit.",
 		"timeoutSeconds":              "Seconds within which an answer must begin; after them the request gets status 504.",
 		"responseStartTimeoutSeconds": "Seconds within which the container must send the first byte of an answer, counted from when it got the request.",
-		"idleTimeoutSeconds":          "Seconds for which a request may be open without a byte from the container.",
+		"idleTimeoutSeconds":          "Seconds for which a request may be open without a byte from the container, before its answer or within it.",
 	},
 	"serving/pkg/apis/serving/v1.RevisionStatus": {
 		"logUrl":                "Where to read the revision's log.",

@@ -23,6 +23,7 @@ type deployFlags struct {
 	command, args, labels        []string
 	setEnv, updateEnv, removeEnv []string
 	clearEnv, http2, insecure    bool
+	affinity                     bool
 	noTraffic, async             bool
 	tag, revisionSuffix          string
 }
@@ -86,7 +87,8 @@ func (f *deployFlags) bind(c *cobra.Command) {
 	flags.StringVar(&f.timeout, "timeout", "", "longest time to answer a request: 300 or 5m")
 	flags.StringVar(&f.minScale, "min-instances", "", "instances that run even without requests, or default; 0 lets the service go to zero")
 	flags.StringVar(&f.maxScale, "max-instances", "", "most instances, or default; 0 is no limit")
-	under("Resources and scaling", flags, "cpu", "memory", "concurrency", "timeout", "min-instances", "max-instances")
+	flags.BoolVar(&f.affinity, "session-affinity", false, "bring a client back to the instance that served it before, by a cookie; false ends it")
+	under("Resources and scaling", flags, "cpu", "memory", "concurrency", "timeout", "min-instances", "max-instances", "session-affinity")
 
 	flags.BoolVar(&f.noTraffic, "no-traffic", false, "leave all traffic on the revisions that have it")
 	flags.StringVar(&f.tag, "tag", "", "give the new revision a URL of its own under this tag")
@@ -166,6 +168,7 @@ func (f *deployFlags) change(c *cobra.Command) (*change, error) {
 		cpu: f.cpu, memory: f.memory,
 		concurrency: given("concurrency", &f.concurrency), timeout: given("timeout", &f.timeout),
 		minScale: given("min-instances", &f.minScale), maxScale: given("max-instances", &f.maxScale),
+		affinity:       givenBool("session-affinity", &f.affinity),
 		revisionSuffix: f.revisionSuffix, tag: f.tag, noTraffic: f.noTraffic,
 	}
 	if f.setEnv != nil && (f.updateEnv != nil || f.removeEnv != nil || f.clearEnv) {

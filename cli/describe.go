@@ -150,6 +150,9 @@ func describeSpec(out io.Writer, annotations map[string]string, spec *serving.Re
 			t.row(scale.title, value)
 		}
 	}
+	if annotations[serving.AnnotationSessionAffinity] == "true" {
+		t.row("  Session affinity:", "by a cookie")
+	}
 	return t.end()
 }
 

@@ -45,6 +45,7 @@ type change struct {
 	timeout     *string
 	minScale    *string
 	maxScale    *string
+	affinity    *bool
 	labels      []pair
 
 	revisionSuffix string
@@ -74,6 +75,7 @@ func (ch *change) apply(service *serving.Service) error {
 	if err := ch.checkScale(template); err != nil {
 		return err
 	}
+	ch.applyAffinity(template)
 	for _, label := range ch.labels {
 		setLabel(&service.ObjectMeta, label.key, label.value)
 		setLabel(&template.ObjectMeta, label.key, label.value)
@@ -105,6 +107,16 @@ func (ch *change) applyImage(template *serving.RevisionTemplateSpec, container *
 		} else {
 			delete(template.Annotations, serving.AnnotationInsecureRegistry)
 		}
+	}
+}
+
+func (ch *change) applyAffinity(template *serving.RevisionTemplateSpec) {
+	switch {
+	case ch.affinity == nil:
+	case *ch.affinity:
+		setAnnotation(&template.ObjectMeta, serving.AnnotationSessionAffinity, "true")
+	default:
+		delete(template.Annotations, serving.AnnotationSessionAffinity)
 	}
 }
 

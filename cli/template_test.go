@@ -47,7 +47,7 @@ func TestChange_Container(t *testing.T) {
 	ch := change{
 		port: text("default"), http2: &yes, command: []string{"/bin/x"}, args: []string{},
 		env: []pair{{"B", "2"}}, envClear: true, cpu: "500m", memory: "1Gi",
-		concurrency: text("5"), timeout: text("5m"), minScale: text("1"), maxScale: text("4"), insecureRegistry: &yes,
+		concurrency: text("5"), timeout: text("5m"), minScale: text("1"), maxScale: text("4"), insecureRegistry: &yes, affinity: &yes,
 	}
 	if err := ch.apply(s); err != nil {
 		t.Fatal(err)
@@ -66,7 +66,7 @@ func TestChange_Container(t *testing.T) {
 	if *spec.ContainerConcurrency != 5 || *spec.TimeoutSeconds != 300 {
 		t.Errorf("concurrency %d, timeout %d", *spec.ContainerConcurrency, *spec.TimeoutSeconds)
 	}
-	want := map[string]string{serving.AnnotationMinScale: "1", serving.AnnotationMaxScale: "4", serving.AnnotationInsecureRegistry: "true"}
+	want := map[string]string{serving.AnnotationMinScale: "1", serving.AnnotationMaxScale: "4", serving.AnnotationInsecureRegistry: "true", serving.AnnotationSessionAffinity: "true"}
 	if diff := cmp.Diff(want, annotations); diff != "" {
 		t.Errorf("annotations (-want +got):\n%s", diff)
 	}

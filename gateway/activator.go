@@ -25,7 +25,7 @@ type Revision struct {
 	Timeout time.Duration
 	// ResponseStart is the longest time from handing a request to an instance to the first byte of its response.
 	ResponseStart time.Duration
-	// Idle is the longest silence of an instance within a response.
+	// Idle is the longest silence of an instance that has a request: before its response, and within it.
 	Idle time.Duration
 	// Affinity brings a client back to the instance that served it before, by a cookie (contract 1.3).
 	Affinity bool

@@ -213,8 +213,8 @@ func (x *exchange) deadline() time.Time {
 	if revision.Timeout > 0 {
 		at = x.arrived.Add(revision.Timeout)
 	}
-	if revision.ResponseStart > 0 {
-		if start := x.claimed.Add(revision.ResponseStart); at.IsZero() || start.Before(at) {
+	for _, limit := range [...]time.Duration{revision.ResponseStart, revision.Idle} {
+		if start := x.claimed.Add(limit); limit > 0 && (at.IsZero() || start.Before(at)) {
 			at = start
 		}
 	}

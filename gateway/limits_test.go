@@ -29,6 +29,9 @@ func TestGateway_Answers504WhenNoResponseBeginsInTime(t *testing.T) {
 	for name, set := range map[string]func(*Revision){
 		"timeout over HTTP/1.1":        func(r *Revision) { r.Timeout = 50 * time.Millisecond },
 		"timeout over HTTP/2":          func(r *Revision) { r.Timeout, r.HTTP2 = 50*time.Millisecond, true },
+		"silence over HTTP/1.1":        func(r *Revision) { r.Idle = 50 * time.Millisecond },
+		"silence over HTTP/2":          func(r *Revision) { r.Idle, r.HTTP2 = 50*time.Millisecond, true },
+		"response start over HTTP/2":   func(r *Revision) { r.ResponseStart, r.HTTP2 = 50*time.Millisecond, true },
 		"response start over HTTP/1.1": func(r *Revision) { r.ResponseStart = 50 * time.Millisecond },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -85,6 +88,7 @@ func TestGateway_NeverCutsAResponseThatHasBegun(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			revision := testRevision()
 			revision.Timeout, revision.HTTP2 = 100*time.Millisecond, http2
+			revision.ResponseStart = revision.Timeout
 			_, address := through(t, revision, func(w http.ResponseWriter, r *http.Request) {
 				for range 3 {
 					io.WriteString(w, "part")

@@ -34,6 +34,7 @@ func (r *Reconciler) gatewayRevision(revision *serving.Revision) gateway.Revisio
 		Timeout:       seconds(revision.Spec.TimeoutSeconds),
 		ResponseStart: seconds(revision.Spec.ResponseStartTimeoutSeconds),
 		Idle:          seconds(revision.Spec.IdleTimeoutSeconds),
+		Affinity:      revision.Annotations[serving.AnnotationSessionAffinity] == "true",
 		HTTP2:         isHTTP2(user),
 		MaxQueue:      r.MaxQueue,
 		Wake:          func() { r.wake(id) },

@@ -93,7 +93,7 @@ func (a *Admission) Admit(ctx context.Context, change Change) (warnings []string
 		if err := asStored(kind, change.New); err != nil {
 			return nil, err
 		}
-		refused = unsupported(change.New)
+		refused = unsupported(change.New).Also(a.invalidTimeouts(change.New))
 		warnings = append(warnings, withoutEffect(change.New)...)
 	}
 	result := object.Validate(ctx)
@@ -124,6 +124,27 @@ func completeNamedTemplate(ctx context.Context, change Change) {
 		return
 	}
 	template.SetDefaults(ctx)
+}
+
+// invalidTimeouts holds the timeouts that Knative does not look at to the bounds of the one that it does.
+func (a *Admission) invalidTimeouts(o Object) (refused *apis.FieldError) {
+	template := templateOf(o)
+	if template == nil {
+		return nil
+	}
+	most := a.config.Defaults.MaxRevisionTimeoutSeconds
+	for _, timeout := range []struct {
+		field string
+		value *int64
+	}{
+		{"responseStartTimeoutSeconds", template.Spec.ResponseStartTimeoutSeconds},
+		{"idleTimeoutSeconds", template.Spec.IdleTimeoutSeconds},
+	} {
+		if n := timeout.value; n != nil && (*n < 0 || *n > most) {
+			refused = refused.Also(apis.ErrOutOfBoundsValue(*n, 0, most, timeout.field).ViaField("spec", "template", "spec"))
+		}
+	}
+	return refused
 }
 
 // templateOf is the template of what has one.
@@ -168,6 +189,9 @@ type admissible interface {
 func (s Settings) config() (*config.Config, error) {
 	defaults := map[string]string{
 		"container-concurrency": strconv.FormatInt(s.ContainerConcurrency, 10),
+		// Else Knative would set it to the default of timeoutSeconds on revisions that have a longer one, and end their
+		// requests before.
+		"revision-response-start-timeout-seconds": "0",
 	}
 	for key, d := range map[string]time.Duration{
 		"revision-timeout-seconds":     s.RevisionTimeout,

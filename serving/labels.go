@@ -30,6 +30,13 @@ const (
 	AnnotationMaxScale = autoscaling.MaxScaleAnnotationKey
 )
 
+// Cloud Run's annotations that Berth knows.
+const (
+	// AnnotationSessionAffinity on a revision template, "true", brings a client's requests back to the instance that
+	// served it before, where that can be.
+	AnnotationSessionAffinity = "run.googleapis.com/sessionAffinity"
+)
+
 // Berth's own annotations, where neither Knative nor Cloud Run has one.
 const (
 	// AnnotationInstance on a pod names the instance that it shows.

@@ -30,9 +30,9 @@ const mostContainers = 10
 func unsupported(o Object) (refused *apis.FieldError) {
 	switch o := o.(type) {
 	case *Service:
-		return unsupportedVisibility(o).Also(unsupportedPod(o.Spec.Template.Spec.PodSpec).ViaField("spec", "template", "spec"))
+		return unsupportedVisibility(o).Also(unsupportedTemplate(&o.Spec.Template).ViaField("spec", "template"))
 	case *Configuration:
-		return unsupportedPod(o.Spec.Template.Spec.PodSpec).ViaField("spec", "template", "spec")
+		return unsupportedTemplate(&o.Spec.Template).ViaField("spec", "template")
 	case *Route:
 		return unsupportedVisibility(o)
 	case *DomainMapping:
@@ -54,6 +54,14 @@ func unsupportedVisibility(o Object) (refused *apis.FieldError) {
 			"metadata.annotations["+annotationIngress+"]"))
 	}
 	return refused
+}
+
+func unsupportedTemplate(template *RevisionTemplateSpec) (refused *apis.FieldError) {
+	if value, ok := template.Annotations[AnnotationSessionAffinity]; ok && value != "true" && value != "false" {
+		refused = refusal(fmt.Sprintf("%q says nothing about session affinity; set it to \"true\" or \"false\"", value),
+			"metadata.annotations["+AnnotationSessionAffinity+"]")
+	}
+	return refused.Also(unsupportedPod(template.Spec.PodSpec).ViaField("spec"))
 }
 
 func unsupportedPod(pod PodSpec) (refused *apis.FieldError) {
@@ -114,6 +122,10 @@ func withoutEffect(o Object) (warnings []string) {
 	}
 	warn := func(path string) {
 		warnings = append(warnings, "spec.template."+path+" has no effect in this release of Berth")
+	}
+	timeout, start := template.Spec.TimeoutSeconds, template.Spec.ResponseStartTimeoutSeconds
+	if timeout != nil && start != nil && *start > *timeout {
+		warnings = append(warnings, fmt.Sprintf("spec.template.spec.responseStartTimeoutSeconds has no effect: it is %d, and timeoutSeconds, which is %d, ends first", *start, *timeout))
 	}
 	if _, ok := template.Annotations[AnnotationProgressDeadline]; ok {
 		warn("metadata.annotations[" + AnnotationProgressDeadline + "]")
