@@ -23,6 +23,7 @@ type exchange struct {
 	affinity  affinity // what the client's cookie says, where the route has affinity
 	origin    origin
 	guard     *streamGuard // nil where the connection is guarded: HTTP/1.1
+	body      *clientBody  // nil when the request has none, or it has not been asked for
 
 	arrived  time.Time
 	claimed  time.Time // zero while it has no instance
@@ -109,10 +110,10 @@ func (x *exchange) redirect(with *refusal, location string) {
 	if with.status == http.StatusMethodNotAllowed {
 		h["Allow"] = []string{"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
 	}
-	if x.request.ProtoMajor == 1 && hasBody(x.request) { // net/http would wait for the body first
-		http.NewResponseController(x.writer).EnableFullDuplex()
-		defer x.lingerForBody()
+	if x.request.ProtoMajor == 1 && hasBody(x.request) {
+		x.lingerForBody() // net/http waits for a body that nobody has asked for
 	}
+	x.endConnection()
 	x.began, x.status = true, with.status
 	x.writer.WriteHeader(with.status)
 	if x.request.Method != http.MethodHead {

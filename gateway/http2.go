@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -27,7 +26,7 @@ func (x *exchange) forwardHTTP2(m *member) error {
 	}
 	early := &interim{writer: x.writer}
 	request := x.http2Request(ctx, early)
-	defer x.endHTTP2Body(request)
+	defer x.endHTTP2Body()
 	response, err := m.conns.transport().RoundTrip(request)
 	early.end()
 	if err != nil {
@@ -120,10 +119,7 @@ func (x *exchange) http2Request(ctx context.Context, early *interim) *http.Reque
 		Proto: "HTTP/2.0", ProtoMajor: 2,
 	}).WithContext(ctx)
 	if hasBody(r) {
-		if r.ProtoMajor == 1 {
-			http.NewResponseController(x.writer).EnableFullDuplex()
-		}
-		out.Body = &sharedBody{body: r.Body}
+		out.Body = x.openBody()
 	}
 	return out
 }
@@ -187,32 +183,14 @@ func (i *interim) end() {
 	}
 }
 
-// sharedBody is the client's request body as a transport gets it. The server closes it, not the transport: after
-// a failed dial it goes to the next instance.
-type sharedBody struct {
-	body  io.Reader
-	ended atomic.Bool // read to its end, or to an error
-}
-
-func (b *sharedBody) Read(p []byte) (int, error) {
-	n, err := b.body.Read(p)
-	if err != nil {
-		b.ended.Store(true)
-	}
-	return n, err
-}
-
-func (b *sharedBody) Close() error { return nil }
-
 // endHTTP2Body bounds how long the transport can still wait for the client's body once the response is over:
 // net/http cannot end the request while it does.
-func (x *exchange) endHTTP2Body(request *http.Request) {
-	body, ok := request.Body.(*sharedBody)
-	if !ok || body.ended.Load() || !x.began {
+func (x *exchange) endHTTP2Body() {
+	if x.body == nil || x.body.ended.Load() || !x.began {
 		return
 	}
 	x.flush() // a client that is gone is no matter here
-	http.NewResponseController(x.writer).SetReadDeadline(time.Now().Add(uploadLinger))
+	x.lingerForBody()
 }
 
 // copyHTTP2 copies a response's body and passes on what has arrived before it waits for more.

@@ -241,6 +241,7 @@ func (x *exchange) begin(status int) {
 	if x.gateway.config.PrivateCookies && len(header["Set-Cookie"]) > 0 {
 		header["Cache-Control"] = []string{"private"}
 	}
+	x.endConnection()
 	x.began, x.status = true, status
 	x.writer.WriteHeader(status)
 }

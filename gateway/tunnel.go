@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// halfCloseWait is how long an instance may still speak to a client that has ended its side of a tunnel.
+// halfCloseWait is how long one side of a tunnel may still speak to the other that has ended its half.
 const halfCloseWait = 10 * time.Second
 
 // tunnel gives the client the 101 whose head has been read, then carries bytes both ways until one side ends.
@@ -53,7 +53,11 @@ func (x *exchange) tunnel(c *conn, head responseHead) error {
 		}
 		c.SetReadDeadline(time.Now().Add(halfCloseWait))
 	}()
-	x.sent, _ = io.Copy(client, c.reader) // either side's end is the end
+	x.sent, err = io.Copy(client, c.reader)
+	if half, ok := client.(interface{ CloseWrite() error }); err == nil && ok && half.CloseWrite() == nil {
+		client.SetReadDeadline(time.Now().Add(halfCloseWait)) // the instance may still listen
+		<-sent
+	}
 	client.Close()
 	c.abort()
 	<-sent

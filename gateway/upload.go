@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 )
 
@@ -29,16 +30,52 @@ type upload struct {
 	clientErr error // reading from the client
 }
 
+// clientBody is the body of a client's request while it is read. The server closes it, not who reads it: after a failed dial it
+// goes to the next instance.
+type clientBody struct {
+	body  io.Reader
+	whole atomic.Bool // read to its end
+	ended atomic.Bool // the same, or to an error
+}
+
+func (b *clientBody) Read(p []byte) (int, error) {
+	n, err := b.body.Read(p)
+	if err != nil {
+		b.whole.Store(err == io.EOF)
+		b.ended.Store(true)
+	}
+	return n, err
+}
+
+func (b *clientBody) Close() error { return nil }
+
+// openBody lets a request's body be read while the response is written.
+func (x *exchange) openBody() *clientBody {
+	if x.body == nil {
+		x.body = &clientBody{body: x.request.Body}
+		if x.request.ProtoMajor == 1 {
+			// Only says that the response does not wait for the body; all our writers can do it.
+			http.NewResponseController(x.writer).EnableFullDuplex()
+		}
+	}
+	return x.body
+}
+
+// endConnection lets a response that begins before the request's body has ended be the last of its connection, which is what it
+// says then: what comes after it would have to be told from the rest of the body.
+func (x *exchange) endConnection() {
+	if x.request.ProtoMajor == 1 && x.body != nil && !x.body.whole.Load() {
+		x.writer.Header()["Connection"] = []string{"close"}
+	}
+}
+
 // startUpload begins to copy the body to an instance; nil when there is none.
 func (x *exchange) startUpload(c *conn) *upload {
 	r := x.request
 	if !hasBody(r) {
 		return nil
 	}
-	if r.ProtoMajor == 1 {
-		// Only says that the response does not wait for the body; all our writers can do it.
-		http.NewResponseController(x.writer).EnableFullDuplex()
-	}
+	body := x.openBody()
 	u := &upload{done: make(chan struct{}), stop: make(chan struct{})}
 	if expectsContinue(r) {
 		u.goAhead, u.waiting = make(chan struct{}), true
@@ -51,9 +88,9 @@ func (x *exchange) startUpload(c *conn) *upload {
 		buffer := x.gateway.buffers.Get().(*[]byte)
 		defer x.gateway.buffers.Put(buffer)
 		if r.ContentLength > 0 {
-			u.copyPlain(c, r.Body, *buffer, r.ContentLength)
+			u.copyPlain(c, body, *buffer, r.ContentLength)
 		} else {
-			u.copyChunked(c, r, *buffer)
+			u.copyChunked(c, body, r.Trailer, *buffer)
 		}
 		if u.clientErr != nil {
 			c.abort() // the instance must not take half a body for a whole one
@@ -104,10 +141,10 @@ func (u *upload) copyPlain(w io.Writer, body io.Reader, buffer []byte, left int6
 }
 
 // copyChunked writes each piece of the body as one chunk, with one write.
-func (u *upload) copyChunked(w io.Writer, r *http.Request, buffer []byte) {
+func (u *upload) copyChunked(w io.Writer, body io.Reader, trailer http.Header, buffer []byte) {
 	const room = 8 // for the size in hex and CRLF
 	for {
-		n, err := r.Body.Read(buffer[room : len(buffer)-2])
+		n, err := body.Read(buffer[room : len(buffer)-2])
 		if n > 0 {
 			var size [room]byte
 			line := append(strconv.AppendInt(size[:0], int64(n), 16), "\r\n"...)
@@ -127,7 +164,7 @@ func (u *upload) copyChunked(w io.Writer, r *http.Request, buffer []byte) {
 		}
 	}
 	end := append(buffer[:0], "0\r\n"...)
-	for key, values := range r.Trailer {
+	for key, values := range trailer {
 		for _, value := range values {
 			end = appendLine(end, key, value)
 		}
