@@ -121,19 +121,14 @@ func (c *Chunks) sizeLine(b []byte) ([]byte, *Error) {
 // readSize reads a line "1f;extension\r\n", whose first digit is one, and returns its digits, without zeros before
 // them.
 func (c *Chunks) readSize(line []byte) (digits []byte, err *Error) {
-	const maxDigits = 15 // of a size that fits an int64
-	i, size := 0, int64(0)
-	begin := 0
-	for ; i < len(line); i++ {
-		digit := hexDigit(line[i])
-		if digit > 15 {
-			break
-		}
+	const maxDigits = 16
+	i, begin, size := 0, 0, int64(0)
+	for ; hexDigit(line[i]) <= 15; i++ {
 		if size == 0 {
 			begin = i
 		}
-		size = size<<4 | int64(digit)
-		if i-begin >= maxDigits || i >= 64 {
+		size = size<<4 | int64(hexDigit(line[i]))
+		if i == maxDigits || size < 0 {
 			return nil, refuse(400, "The size of a chunk is %q, which is too large.", cut(line))
 		}
 	}

@@ -181,6 +181,11 @@ func badName(head []byte, begin, i int, bareLF bool) (int, *Error) {
 		return 0, nil
 	case len(line) == 0:
 		return 0, refuse(400, "The header ends with LF alone; end each line with CRLF.")
+	}
+	line = bytes.TrimSuffix(line, crlf[:1])
+	switch {
+	case i == begin && len(line) == 0:
+		return 0, refuse(400, "The header has a line that is empty but for two CR; end it with CRLF.")
 	case i == begin && (line[0] == ' ' || line[0] == '\t'):
 		return 0, refuse(400, "The header line %q begins with a blank: folded lines are obsolete (RFC 9112, 5.2); send each field on one line.", cut(line))
 	case i == begin && line[0] == ':':

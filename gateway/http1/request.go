@@ -35,7 +35,7 @@ func (r *Request) Parse(head []byte, limits Limits) error {
 func (r *Request) parse(head []byte, limits Limits) *Error {
 	*r = Request{Fields: reuse(r.Fields)}
 	if limits.Head > 0 && len(head) > limits.Head {
-		return headTooLong(limits)
+		return limits.Exceeded(head)
 	}
 	i, authority, err := r.readLine(head, limits)
 	if err != nil {

@@ -1,5 +1,7 @@
 package http1
 
+import "bytes"
+
 // Response is the head of a response. All it holds are parts of the bytes that were parsed.
 type Response struct {
 	Minor  int // of HTTP/1.Minor: 0 or 1
@@ -33,10 +35,11 @@ func (r *Response) parse(head []byte) *Error {
 		return err
 	}
 	var (
-		options  connection
-		length   int64 = -1
-		chunked        = false
-		upgrades       = 0
+		options    connection
+		length     int64 = -1
+		lengthText []byte
+		chunked    = false
+		upgrades   = 0
 	)
 	for {
 		var f *Field
@@ -54,13 +57,13 @@ func (r *Response) parse(head []byte) *Error {
 		switch f.Kind {
 		case KindContentLength:
 			n, ok := readLength(f.Value)
-			if !ok || length >= 0 && length != n {
-				return refuse(502, "the response has Content-Length %q", cut(f.Value))
+			if !ok || length >= 0 && !bytes.Equal(f.Value, lengthText) {
+				return refuse(502, "The response has Content-Length %q.", cut(f.Value))
 			}
-			length = n
+			length, lengthText = n, f.Value
 		case KindTransferEncoding:
 			if chunked || !equalFold(f.Value, "chunked") {
-				return refuse(502, "the response has Transfer-Encoding %q", cut(f.Value))
+				return refuse(502, "The response has Transfer-Encoding %q; only \"chunked\" is understood.", cut(f.Value))
 			}
 			chunked = true
 		case KindConnection:
@@ -126,5 +129,5 @@ func (r *Response) readLine(head []byte) (next int, err *Error) {
 }
 
 func badStatusLine(head []byte) *Error {
-	return refuse(502, "the response begins with %q, which is no status line", cut(head))
+	return refuse(502, "The response begins with %q, which is no status line.", cut(head))
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/bits"
+	"net/netip"
 )
 
 const (
@@ -124,13 +125,11 @@ func validAuthority(b []byte) bool {
 	i := 0
 	if len(b) > 0 && b[0] == '[' { // an IPv6 address
 		end := bytes.IndexByte(b, ']')
-		if end < 3 {
+		if end < 0 || bytes.IndexByte(b[:end], '%') >= 0 { // a zone is of one machine
 			return false
 		}
-		for _, c := range b[1:end] {
-			if hexDigit(c) > 15 && c != ':' && c != '.' {
-				return false
-			}
+		if address, err := netip.ParseAddr(string(b[1:end])); err != nil || !address.Is6() {
+			return false
 		}
 		i = end + 1
 	} else {
