@@ -5,11 +5,12 @@
 # make conformance        Knative Serving's own conformance tests; make conformance-twice is twice, 8 tests at once
 # make soak-informer      an hour of client-go's informers, writes and restarts; SOAK=10m is another time
 # make bench    every benchmark; make bench-coldstart and so on run one
+# make bench-gateway-peers    the gateway beside HAProxy and Caddy too
 
 GO ?= go
 BENCH = coldstart gateway idle burst
 
-.PHONY: all deps demo check test conformance conformance-twice soak-informer bench $(BENCH:%=bench-%)
+.PHONY: all deps demo check test conformance conformance-twice soak-informer bench $(BENCH:%=bench-%) bench-gateway-peers
 
 all: bin/berth
 
@@ -56,3 +57,7 @@ bench-coldstart bench-idle bench-burst: bench-%: deps bin/berth
 bench-gateway: deps bin/berth
 	@scripts/deps nginx
 	$(GO) run ./bench/gateway
+
+bench-gateway-peers: deps
+	@scripts/deps nginx haproxy caddy
+	$(GO) run ./bench/gateway -peers

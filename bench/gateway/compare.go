@@ -33,12 +33,7 @@ func compareAll(ctx context.Context, o options, parts []string, instance *child)
 		{name: "gateway", address: gateway.address, pids: []int{gateway.pid()}},
 		{name: "reverseproxy", address: reverse.address, pids: []int{reverse.pid()}},
 	}
-	for _, start := range peers {
-		peer, err := start(instance.address)
-		if err != nil {
-			fmt.Printf("# left out: %v\n", err)
-			continue
-		}
+	for _, peer := range startPeers(instance.address, o.peers) {
 		defer peer.stop()
 		paths = append(paths, &path{name: peer.name, address: peer.address, http2: peer.http2, pids: peer.pids})
 	}

@@ -72,7 +72,7 @@ func startNginx(instance string) (_ *peer, err error) {
 		return nil, err
 	}
 	// Requests go through the worker, a child of the process that was started.
-	pid := p.command.Process.Pid
+	pid := p.process.Pid
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	if err != nil {
 		return nil, err

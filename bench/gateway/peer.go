@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -16,12 +17,28 @@ type peer struct {
 	http2   string // the address that speaks HTTP/2
 	pids    []int  // of the processes that requests go through
 
-	command *exec.Cmd
+	process *os.Process
+	ended   chan struct{} // closed when the process has ended
 	folder  string
 }
 
-// peers start the other proxies in front of an instance.
-var peers = [...]func(instance string) (*peer, error){startNginx}
+// startPeers starts the other proxies in front of an instance. One that is not there is left out, aloud.
+func startPeers(instance string, all bool) []*peer {
+	starts := []func(string) (*peer, error){startNginx}
+	if all {
+		starts = append(starts, startHAProxy, startCaddy)
+	}
+	var started []*peer
+	for _, start := range starts {
+		p, err := start(instance)
+		if err != nil {
+			fmt.Printf("# left out: %v\n", err)
+			continue
+		}
+		started = append(started, p)
+	}
+	return started
+}
 
 // preparePeer makes a peer's folder and finds addresses for it.
 func preparePeer(name string) (*peer, error) {
@@ -57,27 +74,39 @@ func (p *peer) configure(name, content string) (string, error) {
 
 // start runs the peer's program and waits until it listens.
 func (p *peer) start(program string, args ...string) error {
-	p.command = exec.Command(program, args...)
-	p.command.Dir = p.folder
-	p.command.Stderr = os.Stderr
-	if err := p.command.Start(); err != nil {
-		p.command = nil
+	command := exec.Command(program, args...)
+	command.Dir = p.folder
+	command.Env = append(os.Environ(), "HOME="+p.folder) // Caddy keeps files there
+	var wrote bytes.Buffer
+	command.Stderr = &wrote
+	if err := command.Start(); err != nil {
 		return err
 	}
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	p.process, p.ended = command.Process, make(chan struct{})
+	var exit error
+	go func() {
+		exit = command.Wait()
+		close(p.ended)
+	}()
+	limit := time.After(5 * time.Second)
+	for {
 		if c, err := net.Dial("tcp", p.address); err == nil {
 			return c.Close()
 		}
-		if time.Now().After(end) {
+		select {
+		case <-p.ended:
+			return fmt.Errorf("starting %s: %v; it wrote:\n%s", p.name, exit, wrote.String())
+		case <-limit:
 			return fmt.Errorf("%s does not listen on %s", p.name, p.address)
+		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }
 
 func (p *peer) stop() {
-	if p.command != nil {
-		p.command.Process.Signal(os.Interrupt)
-		p.command.Wait()
+	if p.process != nil {
+		p.process.Signal(os.Interrupt)
+		<-p.ended
 	}
 	os.RemoveAll(p.folder)
 }
