@@ -306,7 +306,7 @@ func TestKill_DuringItsOwnStartDoesNotHinderTheNext(t *testing.T) {
 	former := traceOf(t, dir)
 	// A start takes some 100 ms: the kills meet it at its beginning, in its middle and after its end.
 	for delay := time.Duration(0); delay <= 400*time.Millisecond; delay += 50 * time.Millisecond {
-		starting, _ := launch(t, dir, p.addresses)
+		starting := launch(t, dir, p.addresses)
 		time.Sleep(delay)
 		starting.kill()
 	}

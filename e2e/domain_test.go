@@ -16,13 +16,20 @@ import (
 // mapHost makes a domain mapping of a host to a service.
 func (p *platform) mapHost(namespace, host, service string) *serving.DomainMapping {
 	p.t.Helper()
-	m := &serving.DomainMapping{ObjectMeta: serving.ObjectMeta{Namespace: namespace, Name: host}}
-	m.Spec.Ref.APIVersion, m.Spec.Ref.Kind, m.Spec.Ref.Name = serving.KindService.APIVersion(), serving.KindService.Name, service
+	m := mappingOf(host, service)
+	m.Namespace = namespace
 	made, err := p.DomainMappings(namespace).Create(p.t.Context(), m)
 	if err != nil {
 		p.t.Fatalf("mapping host %s: %v", host, err)
 	}
 	return made
+}
+
+// mappingOf is a domain mapping of a host to a service in the default namespace, to create.
+func mappingOf(host, service string) *serving.DomainMapping {
+	m := &serving.DomainMapping{ObjectMeta: serving.ObjectMeta{Namespace: "default", Name: host}}
+	m.Spec.Ref.APIVersion, m.Spec.Ref.Kind, m.Spec.Ref.Name = serving.KindService.APIVersion(), serving.KindService.Name, service
+	return m
 }
 
 // mapping waits until a condition of a domain mapping has a status.

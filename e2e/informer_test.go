@@ -26,18 +26,18 @@ import (
 	"github.com/berth-run/berth/serving"
 )
 
-// soakTime is the variable that makes the test of informers last another time than the short one: "1h".
-const soakTime = "BERTH_SOAK_INFORMER"
+// informerTime is the variable that makes the test of informers last another time than the short one: "1h".
+const informerTime = "BERTH_SOAK_INFORMER"
 
 // TestInformer_CacheEqualsTheStoreAfterWritesAndRestarts: client-go's informers follow objects of all kinds, declared
 // and ephemeral, while these are written and deleted and the server is stopped and killed.
 func TestInformer_CacheEqualsTheStoreAfterWritesAndRestarts(t *testing.T) {
 	t.Parallel()
 	lasts := 10 * time.Second
-	if text := os.Getenv(soakTime); text != "" {
+	if text := os.Getenv(informerTime); text != "" {
 		var err error
 		if lasts, err = time.ParseDuration(text); err != nil {
-			t.Fatalf("%s: %v", soakTime, err)
+			t.Fatalf("%s: %v", informerTime, err)
 		}
 	}
 	p := spawn(t, stateDir(t))

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -27,6 +26,7 @@ const (
 	serverDir     = "BERTH_E2E_SERVER"
 	serverAPI     = "BERTH_E2E_API"
 	serverGateway = "BERTH_E2E_GATEWAY"
+	serverLogs    = "BERTH_E2E_ACCESS_LOG" // not empty: it writes its access log, to standard output
 )
 
 // parallel is how many tests run at the same time at least.
@@ -56,6 +56,7 @@ func serve(dir string) int {
 	config := settings(dir)
 	config.APIAddress = cmp.Or(os.Getenv(serverAPI), config.APIAddress)
 	config.GatewayAddress = cmp.Or(os.Getenv(serverGateway), config.GatewayAddress)
+	config.AccessLog = os.Getenv(serverLogs) != ""
 	config.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	config.Ready = func(a server.Addresses) {
 		if err := json.NewEncoder(os.Stdout).Encode(a); err != nil {
@@ -72,8 +73,9 @@ func serve(dir string) int {
 // process is a server that runs as a process of its own, to be killed.
 type process struct {
 	*platform
-	cmd *exec.Cmd
-	log *lockedBuffer
+	cmd    *exec.Cmd
+	log    *lockedBuffer
+	output *bufio.Reader // standard output, after the addresses
 }
 
 // spawn runs a server on a state directory as a process of its own. The end of the test ends it.
@@ -82,17 +84,23 @@ func spawn(t *testing.T, dir string) *process {
 	return spawnAt(t, dir, server.Addresses{})
 }
 
+// spawnLogged is [spawn] of a server that writes its access log to its output. The caller reads that to its end.
+func spawnLogged(t *testing.T, dir string) *process {
+	t.Helper()
+	return spawnAt(t, dir, server.Addresses{}, serverLogs+"=yes")
+}
+
 // again runs a server that has ended once more, on the same directory and addresses.
 func (p *process) again() *process {
 	p.t.Helper()
 	return spawnAt(p.t, p.dir, p.addresses)
 }
 
-func spawnAt(t *testing.T, dir string, addresses server.Addresses) *process {
+func spawnAt(t *testing.T, dir string, addresses server.Addresses, env ...string) *process {
 	t.Helper()
-	p, output := launch(t, dir, addresses)
+	p := launch(t, dir, addresses, env...)
 	timer := time.AfterFunc(patience, func() { _ = p.cmd.Process.Kill() })
-	line, err := bufio.NewReader(output).ReadBytes('\n')
+	line, err := p.output.ReadBytes('\n')
 	timer.Stop()
 	if err != nil {
 		t.Fatalf("server not ready: %v\n%s", err, p.log.String())
@@ -105,7 +113,7 @@ func spawnAt(t *testing.T, dir string, addresses server.Addresses) *process {
 }
 
 // launch starts a server and returns at once. It prints its addresses when it is ready.
-func launch(t *testing.T, dir string, addresses server.Addresses) (*process, io.Reader) {
+func launch(t *testing.T, dir string, addresses server.Addresses, env ...string) *process {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("instances need root: run the tests as root")
@@ -113,11 +121,13 @@ func launch(t *testing.T, dir string, addresses server.Addresses) (*process, io.
 	p := &process{platform: &platform{t: t, dir: dir, addresses: addresses}, log: &lockedBuffer{}}
 	p.cmd = exec.Command(os.Args[0])
 	p.cmd.Env = append(os.Environ(), serverDir+"="+dir, serverAPI+"="+addresses.API, serverGateway+"="+addresses.Gateway)
+	p.cmd.Env = append(p.cmd.Env, env...)
 	p.cmd.Stderr = p.log
 	output, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.output = bufio.NewReader(output)
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +148,7 @@ func launch(t *testing.T, dir string, addresses server.Addresses) (*process, io.
 			t.Logf("log of server %d:\n%s", p.cmd.Process.Pid, p.log.String())
 		}
 	})
-	return p, output
+	return p
 }
 
 // kill ends the server as kill -9 and a loss of power do, and returns when it is gone.
