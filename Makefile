@@ -3,6 +3,7 @@
 # make test     every test but the slow ones; as root, on Linux
 # make check    formatting, vet and the import rules alone
 # make conformance        Knative Serving's own conformance tests; make conformance-twice is twice, 8 tests at once
+# make soak     two minutes of everything that may happen under load, of which no request may fail; SOAK=30m is another time
 # make soak-informer      an hour of client-go's informers, writes and restarts; SOAK=10m is another time
 # make bench    every benchmark; make bench-coldstart and so on run one
 # make bench-gateway-peers    the gateway beside HAProxy and Caddy too
@@ -10,7 +11,7 @@
 GO ?= go
 BENCH = coldstart gateway idle burst
 
-.PHONY: all deps demo check test conformance conformance-twice soak-informer bench $(BENCH:%=bench-%) bench-gateway-peers
+.PHONY: all deps demo check test conformance conformance-twice soak soak-informer bench $(BENCH:%=bench-%) bench-gateway-peers
 
 all: bin/berth
 
@@ -44,8 +45,11 @@ conformance: deps bin/berth
 conformance-twice: CONFORMANCE += -parallel 8 -twice
 conformance-twice: conformance
 
-SOAK = 1h
+soak: SOAK = 2m
+soak: deps
+	BERTH_SOAK=$(SOAK) $(GO) test -count=1 -timeout 0 -v -run TestSoak ./e2e
 
+soak-informer: SOAK = 1h
 soak-informer: deps
 	BERTH_SOAK_INFORMER=$(SOAK) $(GO) test -count=1 -timeout 0 -v -run TestInformer ./e2e
 

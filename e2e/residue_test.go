@@ -157,7 +157,7 @@ func (s *soak) deleteAll() {
 
 // settle waits until the server has nothing to do, and has no more than before, and returns what it has. What does not
 // go in time stays in it.
-func (s *soak) settle(before *residue) *residue {
+func (s *soak) settle(before *residue, memory bool) *residue {
 	s.t.Helper()
 	s.await("the access log to have all requests", s.ledger.complete)
 	s.await("every instance to be gone", func() error {
@@ -177,9 +177,8 @@ func (s *soak) settle(before *residue) *residue {
 			s.t.Fatal(err)
 		}
 		// Memory goes back to the machine when nothing has happened for some seconds.
-		s.t.Logf("settling: %v", now)
 		quiet := last != nil && now.memory >= last.memory-(1<<20) && now.goroutines >= last.goroutines
-		if last = now; time.Now().After(end) || quiet && (before == nil || now.check(before, true) == nil) && now.groups == 0 {
+		if last = now; time.Now().After(end) || quiet && (before == nil || now.check(before, memory) == nil) && now.groups == 0 {
 			return now
 		}
 	}
