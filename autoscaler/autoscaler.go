@@ -165,6 +165,17 @@ func (a *Autoscaler) Status(key Key) (Status, bool) {
 	return f.published.Load().status, true
 }
 
+// Outlook tells what those who wait for an instance of a revision can expect: nothing, when it is not declared.
+func (a *Autoscaler) Outlook(key Key) Outlook {
+	a.mu.RLock()
+	f := a.fleets[key]
+	a.mu.RUnlock()
+	if f == nil {
+		return Outlook{}
+	}
+	return f.published.Load().outlook
+}
+
 // InstancesOf lists the instances of a revision, of one that was removed too while they stop, in no order.
 func (a *Autoscaler) InstancesOf(key Key) []InstanceStatus {
 	var all []InstanceStatus

@@ -46,6 +46,20 @@ type fleet struct {
 	requests uint64        // at the last look
 	recent   *list.Element // in Autoscaler.recent
 	unspared bool          // preparing a spare failed: not tried again until an instance has started
+
+	averageStart time.Duration // that recent starts took, from claimed to ready; 0 before the first
+}
+
+// averageWeight is how many starts it takes, about, until the average of starts is that of new ones.
+const averageWeight = 8
+
+// took counts the time that a start took into the average.
+func (f *fleet) took(start time.Duration) {
+	if f.averageStart == 0 {
+		f.averageStart = start
+		return
+	}
+	f.averageStart += (start - f.averageStart) / averageWeight
 }
 
 // member is one instance of a fleet, from the decision to prepare it until nothing of it is left.
@@ -73,6 +87,7 @@ type member struct {
 // published is what the outside may see of a fleet.
 type published struct {
 	status    Status
+	outlook   Outlook
 	failures  uint64
 	restarts  int // of containers, in instances that are gone
 	turns     uint64
@@ -163,6 +178,8 @@ func (f *fleet) snapshot() *published {
 		Failure:  f.failure,
 		Waiting:  f.waiting,
 	}}
+	most := f.revision.Scale.Max
+	p.outlook = Outlook{AverageStart: f.averageStart, Full: most > 0 && p.status.Starting+p.status.Ready >= most}
 	for _, m := range f.members {
 		if m.instance == nil {
 			continue

@@ -207,6 +207,7 @@ func (a *Autoscaler) startFailed(ctx context.Context, f *fleet, m *member, err e
 func (a *Autoscaler) ready(ctx context.Context, f *fleet, m *member) {
 	a.enter(f, m, engine.Ready)
 	m.took = m.since.Sub(m.claimedAt)
+	f.took(m.took)
 	m.leave = make(chan struct{})
 	f.proven = true
 	f.failure = nil

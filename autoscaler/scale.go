@@ -76,6 +76,12 @@ type Status struct {
 	Waiting string
 }
 
+// Outlook is what those who wait for an instance of a revision can expect.
+type Outlook struct {
+	AverageStart time.Duration // of recent instances, from the decision to ready; 0 when none has started yet
+	Full         bool          // there are as many instances as there may be
+}
+
 // InstanceStatus describes one instance, for lists.
 type InstanceStatus struct {
 	ID        string         `json:"id"`

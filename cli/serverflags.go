@@ -70,6 +70,8 @@ func (v *fieldValue) Type() string {
 		return "size"
 	case netip.Prefix:
 		return "network"
+	case server.QueueWait:
+		return "duration|auto"
 	case float64:
 		return "number"
 	default:

@@ -34,6 +34,12 @@ type Revision struct {
 
 	// MaxQueue is the most requests that wait at the same time; 0 is unlimited. One more is answered with 429.
 	MaxQueue int
+	// QueueWait tells how long a request that begins to wait now waits at most, when that is less than Timeout allows.
+	// Then it is answered as contract C48 says: with 429 when Full tells that there are as many instances as there may
+	// be, and with 500 when they did not start fast enough. A nil QueueWait, or 0, is as long as Timeout. Both are
+	// called without any lock held.
+	QueueWait func() time.Duration
+	Full      func() bool
 
 	// Wake asks for capacity. It is called, without any lock held, for each request that has begun to wait;
 	// it must return at once.
@@ -70,6 +76,8 @@ var _ autoscaler.Pool = (*Activator)(nil)
 var (
 	errQueueFull = errors.New("the queue is full")
 	errTimeout   = errors.New("the request timeout is over")
+	errFull      = errors.New("all instances that there may be were busy for as long as requests wait")
+	errTooSlow   = errors.New("no instance started for as long as requests wait")
 )
 
 // startFailure is the reason that the autoscaler gave to Fail.
@@ -175,8 +183,9 @@ func (a *Activator) wait(ctx context.Context, arrived time.Time) (*member, error
 	}
 
 	var over <-chan time.Time // never, without a limit
-	if limit := a.revision.Timeout; limit > 0 {
-		timer := time.NewTimer(limit - time.Since(arrived))
+	left, why := a.patience(arrived)
+	if why != nil {
+		timer := time.NewTimer(left)
 		defer timer.Stop()
 		over = timer.C
 	}
@@ -186,7 +195,10 @@ func (a *Activator) wait(ctx context.Context, arrived time.Time) (*member, error
 		return w.member, w.err
 	case <-over:
 		if a.leave(w) {
-			return nil, errTimeout
+			if why == errTooSlow && a.revision.Full != nil && a.revision.Full() {
+				why = errFull
+			}
+			return nil, why
 		}
 		return w.member, w.err // a slot came at the same moment: use it
 	case <-ctx.Done():
@@ -195,6 +207,20 @@ func (a *Activator) wait(ctx context.Context, arrived time.Time) (*member, error
 		}
 		return nil, ctx.Err()
 	}
+}
+
+// patience is for how long a request that arrived at a time may wait from now on, and what it gets then: nil when it
+// may wait for ever.
+func (a *Activator) patience(arrived time.Time) (left time.Duration, why error) {
+	if limit := a.revision.Timeout; limit > 0 {
+		left, why = limit-time.Since(arrived), errTimeout
+	}
+	if a.revision.QueueWait != nil {
+		if limit := a.revision.QueueWait(); limit > 0 && (why == nil || limit < left) {
+			left, why = limit, errTooSlow
+		}
+	}
+	return left, why
 }
 
 // leave takes a waiter out of the queue; false when it was answered before.

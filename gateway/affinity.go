@@ -101,7 +101,7 @@ func (a *Activator) claimMarked(instance mark, arrived time.Time) *member {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	m := a.marked[instance]
-	if m == nil || !a.balancer.takeOn(m) {
+	if m == nil || a.closed != nil || !a.balancer.takeOn(m) {
 		return nil
 	}
 	a.requests++

@@ -46,6 +46,7 @@ const (
 	textNoInstance = "The request was aborted because there was no available instance. The Cloud Run service might have " +
 		"reached its maximum container instance limit or the service was otherwise not able to scale to incoming requests. " +
 		"This might be caused by a sudden increase in traffic, a long container startup time or a long request processing time." // E9
+	textTooSlow    = "The request was aborted because there was no available instance"       // E10
 	textNotStarted = "The request failed because the instance could not start successfully." // E11
 	textMemory     = "While handling this request, the container instance was found to be using too much memory and was terminated. " +
 		"This is likely to cause a new container instance to be used for the next request to this revision. If you see this " +
@@ -146,7 +147,9 @@ func (x *exchange) fail(err error, member *member) {
 		with = &refusal{http.StatusInternalServerError, textNotStarted + "\n" + publicReason(started.err)}
 	case errors.As(err, &closed):
 		with = &refusal{http.StatusNotFound, fmt.Sprintf("The request was not delivered: %s.", closed.err)}
-	case errors.Is(err, errQueueFull):
+	case errors.Is(err, errTooSlow):
+		with = &refusal{http.StatusInternalServerError, textTooSlow}
+	case errors.Is(err, errQueueFull), errors.Is(err, errFull):
 		with = &refusal{http.StatusTooManyRequests, textNoInstance}
 	case errors.Is(err, errTimeout), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		with = &refusal{http.StatusGatewayTimeout, textTimeout}

@@ -40,6 +40,9 @@ type Config struct {
 	ResolveTimeout time.Duration // default 10 s, as Knative's
 	StartupTimeout time.Duration // contract C45
 	MaxQueue       int           // most waiting requests of one revision
+	// QueueWait tells how long requests of a revision wait for an instance at most, by the average time that its
+	// instances took to start, 0 before the first. Nil is as long as the revision's timeout.
+	QueueWait func(averageStart time.Duration) time.Duration
 
 	// GatewayAddress is the HOST:PORT at which clients reach the gateway; "" tells them nothing.
 	GatewayAddress string

@@ -25,7 +25,7 @@ import (
 func (r *Reconciler) gatewayRevision(revision *serving.Revision) gateway.Revision {
 	id := autoscaler.Key{Namespace: revision.Namespace, Revision: revision.Name}
 	_, user := servingContainer(revision)
-	return gateway.Revision{
+	of := gateway.Revision{
 		Namespace:     revision.Namespace,
 		Service:       revision.Labels[serving.LabelService],
 		Configuration: revision.Labels[serving.LabelConfiguration],
@@ -39,6 +39,11 @@ func (r *Reconciler) gatewayRevision(revision *serving.Revision) gateway.Revisio
 		MaxQueue:      r.MaxQueue,
 		Wake:          func() { r.wake(id) },
 	}
+	if r.QueueWait != nil {
+		of.QueueWait = func() time.Duration { return r.QueueWait(r.Autoscaler.Outlook(id).AverageStart) }
+		of.Full = func() bool { return r.Autoscaler.Outlook(id).Full }
+	}
+	return of
 }
 
 // wake asks for capacity for a revision; when it cannot have any, its requests are told why.

@@ -49,6 +49,7 @@ type Config struct {
 	Memory             string        `flag:"memory" help:"memory limit of services that set none; empty is no limit"`
 	StartupTimeout     time.Duration `flag:"startup-timeout" help:"longest time from an instance's start to its first request"`
 	MaxQueue           int           `flag:"max-queue" help:"most requests of one revision that wait for an instance at the same time"`
+	QueueWait          QueueWait     `flag:"queue-wait" help:"longest time that a request waits for an instance, then 429 where there are as many as there may be and 500 where they start too slowly; 0 is as long as its timeout, auto is as Cloud Run: 3.5 times the average start, at least 10s"`
 	ShutdownTimeout    time.Duration `flag:"shutdown-timeout" help:"longest time that requests in flight get to finish when the server stops"`
 	TrustForwarded     []string      `flag:"trust-forwarded" help:"networks of proxies in front of the gateway, as ADDRESS/BITS: their X-Forwarded-For, X-Forwarded-Proto and Forwarded headers are believed and added to"`
 	AccessLog          bool          `flag:"access-log" help:"write one line for each request to standard output"`
@@ -122,6 +123,9 @@ func (c Config) check() error {
 		wrong("revision-timeout", c.RevisionTimeout, fmt.Sprintf("it must not be longer than --max-revision-timeout, %v", c.MaxRevisionTimeout))
 	}
 	c.Limits.check(wrong)
+	if c.QueueWait < 0 && c.QueueWait != QueueWaitAuto {
+		wrong("queue-wait", c.QueueWait, "it must be 0, which is as long as the request's timeout, or more, or auto")
+	}
 	if c.MaxQueue < 1 {
 		wrong("max-queue", c.MaxQueue, "at least one request must be able to wait, or no service wakes from zero")
 	}

@@ -136,7 +136,7 @@ func open(config Config) (_ *server, err error) {
 		Store: s.store, Images: s.images, Engine: s.engine, Autoscaler: s.autoscaler, Gateway: s.gateway, Identity: issuer,
 		Scaling: config.Scaling, Logger: s.logger,
 		URL: s.url, Domain: config.Domain,
-		PullTimeout: config.PullTimeout, StartupTimeout: config.StartupTimeout, MaxQueue: config.MaxQueue,
+		PullTimeout: config.PullTimeout, StartupTimeout: config.StartupTimeout, MaxQueue: config.MaxQueue, QueueWait: config.QueueWait.limit(),
 		GatewayAddress: reachable(s.addresses.Gateway), Node: s.node(), RevisionGone: s.revisionGone,
 	})
 	s.autoscaler.OnChange, s.autoscaler.OnInstances = s.reconciler.Changed, s.reconciler.InstancesChanged
