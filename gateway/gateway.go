@@ -178,7 +178,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	var err error
 	if member == nil {
-		member, err = x.activator.claim(r.Context(), x.arrived)
+		member, err = x.hold()
 	}
 	for tries := 0; err == nil; tries++ {
 		x.claimed = time.Now()

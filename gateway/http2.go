@@ -36,6 +36,8 @@ func (x *exchange) forwardHTTP2(m *member) error {
 			return errTimeout
 		case errors.As(err, &dial):
 			return x.unreachable(err)
+		case x.body != nil && x.body.failure() != nil:
+			return bodyError(x.body.failure())
 		}
 		return err
 	}
@@ -186,7 +188,7 @@ func (i *interim) end() {
 // endHTTP2Body bounds how long the transport can still wait for the client's body once the response is over:
 // net/http cannot end the request while it does.
 func (x *exchange) endHTTP2Body() {
-	if x.body == nil || x.body.ended.Load() || !x.began {
+	if x.body == nil || x.body.end.Load() != nil || !x.began {
 		return
 	}
 	x.flush() // a client that is gone is no matter here

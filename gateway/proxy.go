@@ -70,10 +70,7 @@ func (x *exchange) forwardOn(c *conn, m *member, upgrade string) error {
 	if body != nil && !x.endUpload(body, c) {
 		reuse = false
 		if body.clientErr != nil && !x.began {
-			err = fmt.Errorf("%w: %w", errBadBody, body.clientErr)
-			if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
-				err = errClientGone
-			}
+			err = bodyError(body.clientErr)
 		}
 	}
 	if !unwatch() {
@@ -394,3 +391,11 @@ var errUnanswered = errors.New("the instance closed the connection without an an
 
 // errBadBody is wrapped around what was wrong with the body that a client sent.
 var errBadBody = errors.New("reading the request's body")
+
+// bodyError is what becomes of a request whose body broke off with err.
+func bodyError(err error) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
+		return errClientGone
+	}
+	return fmt.Errorf("%w: %w", errBadBody, err)
+}

@@ -33,18 +33,30 @@ type upload struct {
 // clientBody is the body of a client's request while it is read. The server closes it, not who reads it: after a failed dial it
 // goes to the next instance.
 type clientBody struct {
-	body  io.Reader
-	whole atomic.Bool // read to its end
-	ended atomic.Bool // the same, or to an error
+	body io.Reader
+	end  atomic.Pointer[error] // what reading ended with; nil while it goes on
 }
 
 func (b *clientBody) Read(p []byte) (int, error) {
 	n, err := b.body.Read(p)
 	if err != nil {
-		b.whole.Store(err == io.EOF)
-		b.ended.Store(true)
+		b.end.Store(&err)
 	}
 	return n, err
+}
+
+// whole tells whether the body was read to its end.
+func (b *clientBody) whole() bool {
+	end := b.end.Load()
+	return end != nil && *end == io.EOF
+}
+
+// failure is what the body broke off with; nil when it has not.
+func (b *clientBody) failure() error {
+	if end := b.end.Load(); end != nil && *end != io.EOF {
+		return *end
+	}
+	return nil
 }
 
 func (b *clientBody) Close() error { return nil }
@@ -64,7 +76,7 @@ func (x *exchange) openBody() *clientBody {
 // endConnection lets a response that begins before the request's body has ended be the last of its connection, which is what it
 // says then: what comes after it would have to be told from the rest of the body.
 func (x *exchange) endConnection() {
-	if x.request.ProtoMajor == 1 && x.body != nil && !x.body.whole.Load() {
+	if x.request.ProtoMajor == 1 && x.body != nil && !x.body.whole() {
 		x.writer.Header()["Connection"] = []string{"close"}
 	}
 }

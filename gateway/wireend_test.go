@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -31,7 +32,10 @@ func (w *wire) endHalf() {
 func TestWire_AClientThatLeavesWhileItsRequestWaitsIsForgotten(t *testing.T) {
 	onEveryFront(t, func(t *testing.T, serve serveFunc) {
 		a, address := serve(Config{}, testRevision())
-		for _, text := range []string{request("GET /")} {
+		for _, text := range []string{
+			request("GET /"), request("POST /", "Content-Length: 100") + "part", request("POST /", "Content-Length: 4") + "body",
+			request("POST /", "Transfer-Encoding: chunked") + "4\r\npart\r\n",
+		} {
 			c := dialWire(t, address)
 			c.say(text)
 			waitForLoad(t, a, 0, 1)
@@ -344,18 +348,29 @@ func TestWire_ABodyThatComesAfterItsResponseIsNoRequest(t *testing.T) {
 
 func TestWire_NothingBehindAMalformedBodyIsARequest(t *testing.T) {
 	onEveryFront(t, func(t *testing.T, serve serveFunc) {
-		a, address := serve(Config{}, testRevision(), wireInstance(t, "a", func(in *wire) {
-			in.head()
-			in.gone()
-		}))
-		for _, body := range []string{"zz\r\n", "4\r\nbodyandmore\r\n", "-1\r\n\r\n", "\r\n"} {
-			c := dialWire(t, address)
-			c.say(request("POST /", "Transfer-Encoding: chunked") + body + request("GET /hidden"))
-			if h, _ := c.response(); !strings.HasPrefix(h.line, "HTTP/1.1 400 ") {
-				t.Errorf("%q: got %v", body, h)
+		var hidden atomic.Int64
+		instance := serveInstance(t, "a", func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/hidden" {
+				hidden.Add(1)
 			}
-			c.ends()
-			waitForLoad(t, a, 0, 0)
+			io.Copy(io.Discard, r.Body)
+			<-r.Context().Done()
+		})
+		revision := testRevision()
+		for _, revision.HTTP2 = range []bool{false, true} {
+			a, address := serve(Config{}, revision, instance)
+			for _, body := range []string{"zz\r\n", "4\r\nbodyandmore\r\n", "-1\r\n\r\n", "\r\n"} {
+				c := dialWire(t, address)
+				c.say(request("POST /", "Transfer-Encoding: chunked") + body + request("GET /hidden"))
+				if h, _ := c.response(); !strings.HasPrefix(h.line, "HTTP/1.1 400 ") {
+					t.Errorf("%q: got %v", body, h)
+				}
+				c.ends()
+				waitForLoad(t, a, 0, 0)
+			}
+		}
+		if hidden.Load() > 0 {
+			t.Error("what followed a malformed body was a request")
 		}
 	})
 }
