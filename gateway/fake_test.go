@@ -21,6 +21,7 @@ type fakeInstance struct {
 	id      string
 	address string
 	dials   atomic.Int64
+	wrap    func(*net.TCPConn) net.Conn // nil, or what becomes of a new connection
 
 	mu     sync.Mutex
 	conns  []net.Conn
@@ -52,6 +53,9 @@ func (f *fakeInstance) Dial(ctx context.Context) (net.Conn, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.conns = append(f.conns, c)
+	if f.wrap != nil {
+		return f.wrap(c.(*net.TCPConn)), nil
+	}
 	return c, nil
 }
 

@@ -21,7 +21,7 @@ const (
 )
 
 // forward sends the request to an instance and its response to the client. When it returns errUnreachable no
-// byte of the request has been sent. The client's error responses are the caller's.
+// byte of the request has been taken by the instance. The client's error responses are the caller's.
 func (x *exchange) forward(m *member) error {
 	upgrade := upgradeOf(x.request)
 	if upgrade == "" && (x.activator.revision.HTTP2 || isGRPC(x.request)) {
@@ -37,19 +37,22 @@ func (x *exchange) forwardHTTP1(m *member, upgrade string) error {
 	}
 	reused := c.used // another request may have the connection after this one
 	err = x.forwardOn(c, m, upgrade)
-	if reused && !x.began && errors.Is(err, errUnanswered) && (isRepeatable(x.request) || errors.Is(err, errUnreachable)) {
-		// The instance may have closed it for its idleness, at the moment that the request was sent.
-		if fresh, dialErr := m.conns.dial(x.request.Context(), x.deadline()); dialErr == nil {
-			return x.forwardOn(fresh, m, upgrade)
-		} // else it has ended, perhaps of this very request, which must not end the others too
+	if reused && errors.Is(err, errUnreachable) {
+		// The instance closed it for its idleness, at the moment that the request was sent.
+		if c, err = m.conns.dial(x.request.Context(), x.deadline()); err != nil {
+			return x.unreachable(err)
+		}
+		return x.forwardOn(c, m, upgrade)
 	}
 	return err
 }
 
 // forwardOn sends the request over a connection and its response to the client, and gives the connection back.
+// When it returns errUnreachable the instance has taken nothing of the request, and all of it can be sent again.
 func (x *exchange) forwardOn(c *conn, m *member, upgrade string) error {
 	unwatch := context.AfterFunc(x.request.Context(), c.abort) // a client that goes away ends the instance's work
 	c.head = x.appendHead(c.head[:0], upgrade)
+	c.begin()
 	if n, err := c.Write(c.head); err != nil && n == 0 {
 		unwatch()
 		c.abort()
@@ -66,6 +69,12 @@ func (x *exchange) forwardOn(c *conn, m *member, upgrade string) error {
 		err = x.sendResponse(c, head)
 	}
 
+	body.unwanted()
+	if errors.Is(err, errUnanswered) && errors.Is(err, io.EOF) && x.rewind(body) && c.untaken(x.deadline()) {
+		unwatch()
+		c.abort()
+		return x.unreachable(err)
+	}
 	reuse := err == nil && !head.close
 	if body != nil && !x.endUpload(body, c) {
 		reuse = false
@@ -73,6 +82,7 @@ func (x *exchange) forwardOn(c *conn, m *member, upgrade string) error {
 			err = bodyError(body.clientErr)
 		}
 	}
+	x.kept.release()
 	if !unwatch() {
 		reuse = false
 	}
@@ -84,17 +94,7 @@ func (x *exchange) forwardOn(c *conn, m *member, upgrade string) error {
 	return err
 }
 
-// isRepeatable tells whether a request may be sent once more although an instance may have acted on it: its method
-// is idempotent (RFC 9110, 9.2.2), and nothing of it has been used up.
-func isRepeatable(r *http.Request) bool {
-	switch r.Method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
-		return !hasBody(r)
-	}
-	return false
-}
-
-// unreachable wraps an error that came before any byte was sent. It is no reason to try elsewhere when the client
+// unreachable wraps an error that came before any byte was taken. It is no reason to try elsewhere when the client
 // is gone.
 func (x *exchange) unreachable(err error) error {
 	if x.request.Context().Err() != nil {

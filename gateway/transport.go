@@ -170,6 +170,8 @@ type conn struct {
 	head      []byte // scratch for the head of a request, then of its response
 	used      bool   // an exchange before this one ended well on it
 	idleSince time.Time
+	sent      int    // bytes written of the request that it is used for
+	sendErr   error  // what the first write that failed ended with
 	abort     func() // closes it; safe to call from anywhere, kept here so that handing it on allocates nothing
 
 	raw  syscall.RawConn
@@ -194,6 +196,19 @@ func newConn(dialed net.Conn) *conn {
 		}
 	}
 	return c
+}
+
+// begin starts counting what is written.
+func (c *conn) begin() { c.sent, c.sendErr = 0, nil }
+
+// Write is that of the connection, and counts.
+func (c *conn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.sent += n
+	if c.sendErr == nil {
+		c.sendErr = err
+	}
+	return n, err
 }
 
 // alive looks, without waiting, whether the instance has closed the connection. A connection that cannot be

@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -87,7 +88,9 @@ func (x *exchange) startUpload(c *conn) *upload {
 	if !hasBody(r) {
 		return nil
 	}
-	body := x.openBody()
+	if x.kept.source == nil {
+		x.kept = keptBody{source: x.openBody(), buffers: &x.gateway.buffers, buffer: x.gateway.buffers.Get().(*[]byte)}
+	}
 	u := &upload{done: make(chan struct{}), stop: make(chan struct{})}
 	if expectsContinue(r) {
 		u.goAhead, u.waiting = make(chan struct{}), true
@@ -100,9 +103,9 @@ func (x *exchange) startUpload(c *conn) *upload {
 		buffer := x.gateway.buffers.Get().(*[]byte)
 		defer x.gateway.buffers.Put(buffer)
 		if r.ContentLength > 0 {
-			u.copyPlain(c, body, *buffer, r.ContentLength)
+			u.copyPlain(c, &x.kept, *buffer, r.ContentLength)
 		} else {
-			u.copyChunked(c, body, r.Trailer, *buffer)
+			u.copyChunked(c, &x.kept, r.Trailer, *buffer)
 		}
 		if u.clientErr != nil {
 			c.abort() // the instance must not take half a body for a whole one
@@ -185,10 +188,16 @@ func (u *upload) copyChunked(w io.Writer, body io.Reader, trailer http.Header, b
 	u.complete = err == nil
 }
 
-// endUpload ends the upload of an exchange whose response is over, and tells whether the whole body was sent.
+// unwanted keeps a body back that still waits for "100 Continue".
+func (u *upload) unwanted() {
+	if u != nil {
+		close(u.stop)
+	}
+}
+
+// endUpload ends the upload, unwanted by now, of an exchange whose response is over, and tells whether the whole body was sent.
 // No goroutine reads the body after it.
 func (x *exchange) endUpload(u *upload, c *conn) bool {
-	close(u.stop)
 	if u.endsWithin(uploadGrace) {
 		if !u.complete {
 			x.lingerForBody()
@@ -223,4 +232,54 @@ func (u *upload) endsWithin(wait time.Duration) bool {
 // lingerForBody bounds how long net/http, and an upload, wait for what a client has yet to send of a body that nobody wants.
 func (x *exchange) lingerForBody() {
 	http.NewResponseController(x.writer).SetReadDeadline(time.Now().Add(uploadLinger))
+}
+
+// keptBody is a request's body whose beginning is kept, so that it can be sent again as long as that is all of it
+// that has been read. The zero value is no body.
+type keptBody struct {
+	source  io.Reader
+	buffers *sync.Pool
+	buffer  *[]byte // nil when more than it holds has been read
+	kept    int     // bytes of the buffer
+	next    int     // the first of them that is yet to be read, again
+}
+
+func (b *keptBody) Read(p []byte) (int, error) {
+	if b.next < b.kept {
+		n := copy(p, (*b.buffer)[b.next:b.kept])
+		b.next += n
+		return n, nil
+	}
+	n, err := b.source.Read(p)
+	switch {
+	case b.buffer == nil:
+	case n > len(*b.buffer)-b.kept:
+		b.release()
+	default:
+		copy((*b.buffer)[b.kept:], p[:n])
+		b.kept += n
+	}
+	b.next = b.kept
+	return n, err
+}
+
+// release gives the buffer back: the body is not sent again.
+func (b *keptBody) release() {
+	if b.buffer != nil {
+		b.buffers.Put(b.buffer)
+		b.buffer, b.kept, b.next = nil, 0, 0
+	}
+}
+
+// rewind lets the body begin anew, after an upload that is unwanted; false when that upload does not end, or the
+// client's part of it went wrong, or its beginning is not there any more. A request without body needs nothing.
+func (x *exchange) rewind(u *upload) bool {
+	if u == nil {
+		return true
+	}
+	if !u.endsWithin(uploadGrace) || u.clientErr != nil || x.kept.buffer == nil {
+		return false
+	}
+	x.kept.next = 0
+	return true
 }
