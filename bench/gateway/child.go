@@ -13,7 +13,8 @@ import (
 type child struct {
 	command *exec.Cmd
 	address string
-	stdin   io.Closer
+	stdin   io.WriteCloser
+	stdout  *bufio.Reader
 }
 
 func startChild(role string, args ...string) (*child, error) {
@@ -33,13 +34,23 @@ func startChild(role string, args ...string) (*child, error) {
 	if err := c.command.Start(); err != nil {
 		return nil, err
 	}
-	line, err := bufio.NewReader(stdout).ReadString('\n')
+	c.stdout = bufio.NewReader(stdout)
+	line, err := c.stdout.ReadString('\n')
 	if err != nil {
 		c.stop()
 		return nil, fmt.Errorf("starting the %s: %w", role, err)
 	}
 	c.address = strings.TrimSpace(line)
 	return c, nil
+}
+
+// settle has the child give back the memory that it does not need.
+func (c *child) settle() error {
+	if _, err := c.stdin.Write([]byte{'\n'}); err != nil {
+		return err
+	}
+	_, err := c.stdout.ReadString('\n')
+	return err
 }
 
 func (c *child) pid() int { return c.command.Process.Pid }

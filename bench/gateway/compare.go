@@ -6,34 +6,56 @@ import (
 	"slices"
 )
 
-// bench measures the parts that were chosen and prints each when it is done.
-func bench(ctx context.Context, o options, parts []string) error {
+// measureParts measures the parts that were chosen and prints each when it is done.
+func measureParts(ctx context.Context, o options, parts []string) error {
 	instance, err := startChild("instance")
 	if err != nil {
 		return err
 	}
 	defer instance.stop()
-	return compareAll(ctx, o, parts, instance)
+	if slices.ContainsFunc(variants[:], func(v variant) bool { return slices.Contains(parts, v.name) }) {
+		if err := compareAll(ctx, o, parts, instance.address); err != nil {
+			return err
+		}
+	}
+	for _, other := range others {
+		if slices.Contains(parts, other.name) {
+			if err := other.measure(ctx, o, instance.address); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// others are what is measured of the gateway alone.
+var others = [...]struct {
+	name    string
+	measure func(ctx context.Context, o options, instance string) error
+}{
+	{"lookup", measureLookup},
+	{"idle", measureIdle},
+	{"websockets", measureWebSockets},
 }
 
 // compareAll measures all variants that were chosen, over all paths.
-func compareAll(ctx context.Context, o options, parts []string, instance *child) error {
-	gateway, err := startChild("gateway", "-cpuprofile", o.profile, instance.address)
+func compareAll(ctx context.Context, o options, parts []string, instance string) error {
+	gateway, err := startChild("gateway", "-cpuprofile", o.profile, instance)
 	if err != nil {
 		return err
 	}
 	defer gateway.stop()
-	reverse, err := startChild("reverseproxy", instance.address)
+	reverse, err := startChild("reverseproxy", instance)
 	if err != nil {
 		return err
 	}
 	defer reverse.stop()
 	paths := []*path{
-		{name: "direct", address: instance.address},
+		{name: "direct", address: instance},
 		{name: "gateway", address: gateway.address, pids: []int{gateway.pid()}},
 		{name: "reverseproxy", address: reverse.address, pids: []int{reverse.pid()}},
 	}
-	for _, peer := range startPeers(instance.address, o.peers) {
+	for _, peer := range startPeers(instance, o.peers) {
 		defer peer.stop()
 		paths = append(paths, &path{name: peer.name, address: peer.address, http2: peer.http2, pids: peer.pids})
 	}

@@ -66,5 +66,5 @@ func run(o options, only string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return bench(ctx, o, parts)
+	return measureParts(ctx, o, parts)
 }

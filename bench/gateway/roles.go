@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"flag"
@@ -11,10 +12,12 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"runtime/debug"
 	"runtime/pprof"
 	"strconv"
 	"time"
 
+	"github.com/coder/websocket"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/berth-run/berth/engine"
@@ -23,7 +26,8 @@ import (
 
 const host = "hello.default.localhost"
 
-// serve listens on a free port, prints the address, and serves until standard input ends.
+// serve listens on a free port, prints the address, and serves until standard input ends. For each line of it the
+// memory that the process does not need is given back, and a line is printed: what remains is in use.
 func serve(run func(context.Context, net.Listener) error) error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -32,7 +36,10 @@ func serve(run func(context.Context, net.Listener) error) error {
 	fmt.Println(listener.Addr())
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
-		io.Copy(io.Discard, os.Stdin)
+		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+			debug.FreeOSMemory()
+			fmt.Println("settled")
+		}
 		cancel()
 	}()
 	return run(ctx, listener)
@@ -64,6 +71,10 @@ func runInstance() error {
 		}
 	}
 	return serveHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == webSocketPath {
+			echo(w, r)
+			return
+		}
 		body, ok := bodies[r.URL.Path]
 		if !ok {
 			http.NotFound(w, r)
@@ -82,10 +93,32 @@ func runInstance() error {
 	}))
 }
 
-// runGateway serves one service through Berth's gateway: -cpuprofile FILE INSTANCE.
+const webSocketPath = "/websocket"
+
+// echo sends the messages of a WebSocket back until it ends.
+func echo(w http.ResponseWriter, r *http.Request) {
+	c, err := websocket.Accept(w, r, nil)
+	if err != nil {
+		return // it has answered
+	}
+	defer c.CloseNow()
+	for {
+		kind, message, err := c.Read(r.Context())
+		if err == nil {
+			err = c.Write(r.Context(), kind, message)
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// runGateway serves one revision through Berth's gateway, with flags and the instance's address as arguments.
 func runGateway(args []string) error {
 	flags := flag.NewFlagSet("gateway", flag.ExitOnError)
 	profile := flags.String("cpuprofile", "", "a file for a CPU profile")
+	concurrency := flags.Int("concurrency", 80, "requests at the same time; 0 is any number")
+	hosts := flags.Int("hosts", 0, "further hosts, each of another service")
 	flags.Parse(args)
 	instance := flags.Arg(0)
 	if *profile != "" {
@@ -101,13 +134,18 @@ func runGateway(args []string) error {
 	}
 	activator := gateway.NewActivator(gateway.Revision{
 		Namespace: "default", Service: "hello", Configuration: "hello", Name: "hello-00001",
-		Concurrency: 80, Timeout: 300 * time.Second, MaxQueue: 10000,
+		Concurrency: *concurrency, Timeout: 300 * time.Second, MaxQueue: 10000,
 	})
 	activator.Add(&listening{address: instance, exited: make(chan struct{})})
 	g := gateway.New(gateway.Config{Registerer: prometheus.NewRegistry()})
-	err := g.SetHosts("default/hello", map[string]*gateway.Route{host: {Splits: []gateway.Split{{Percent: 100, Activator: activator}}}})
-	if err != nil {
+	route := &gateway.Route{Splits: []gateway.Split{{Percent: 100, Activator: activator}}}
+	if err := g.SetHosts("default/hello", map[string]*gateway.Route{host: route}); err != nil {
 		return err
+	}
+	for i := range *hosts {
+		if err := g.SetHosts("default/"+strconv.Itoa(i), map[string]*gateway.Route{hostOf(i): route}); err != nil {
+			return err
+		}
 	}
 	return serve(g.Serve)
 }

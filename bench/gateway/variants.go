@@ -63,6 +63,9 @@ func allParts() string {
 	for _, v := range variants {
 		names = append(names, v.name)
 	}
+	for _, other := range others {
+		names = append(names, other.name)
+	}
 	return strings.Join(names, ",")
 }
 
