@@ -30,6 +30,7 @@ func serverHeadings() []heading {
 		{"Defaults of services", []string{"cpu", "memory", "container-concurrency", "revision-timeout", "max-revision-timeout", "min-instances", "max-instances", "initial-scale"}},
 		{"Scaling", []string{"target", "target-utilization", "rps-target", "stable-window", "panic-window-percent", "panic-threshold-percent", "tick", "max-scale-up-rate", "max-scale-down-rate", "scale-to-zero-grace", "scale-to-zero-retention"}},
 		{"Requests", []string{"max-queue", "queue-wait", "trust-forwarded", "access-log", "shutdown-timeout"}},
+		{"HTTPS", []string{"gateway-tls-address", "tls-cert", "tls-key", "https-redirect", "acme", "acme-email", "acme-directory", "acme-ca"}},
 		{"Limits of clients", []string{"max-header-bytes", "max-header-fields", "max-url-length", "max-request-body", "read-header-timeout", "keep-alive-timeout", "write-timeout", "max-streams", "max-connections", "max-connections-per-client"}},
 	}
 }
@@ -47,7 +48,8 @@ stops every instance. A second signal ends it at once.
 
 Every flag can be given as an environment variable too: --api-address is BERTH_API_ADDRESS. The flag wins.`,
 		Example: `  berth server
-  berth server --state-dir /srv/berth --gateway-address 0.0.0.0:80 --domain run.example.com`,
+  berth server --state-dir /srv/berth --gateway-address 0.0.0.0:80 --domain run.example.com
+  berth server --gateway-address 0.0.0.0:80 --gateway-tls-address 0.0.0.0:443 --acme --https-redirect`,
 		Args: arguments(0, 0, ""),
 	}
 	bindStruct(c.Flags(), reflect.ValueOf(&config).Elem())
@@ -92,16 +94,20 @@ func (p *program) serve(ctx context.Context, config server.Config) error {
 		config.Logger = slog.New(slog.NewJSONHandler(p.stderr, nil))
 	}
 	config.Ready = func(addresses server.Addresses) {
+		gateway := "http://" + addresses.Gateway
+		if addresses.GatewayTLS != "" {
+			gateway += " https://" + addresses.GatewayTLS
+		}
 		if !terminal(p.stdout) {
 			config.Logger.Info("clients may connect",
-				"gateway", "http://"+addresses.Gateway, "api", "https://"+addresses.API, "domain", config.Domain,
+				"gateway", gateway, "api", "https://"+addresses.API, "domain", config.Domain,
 				"kubeconfig", addresses.Kubeconfig, "token", addresses.Token,
 				"version", server.Version(), "runtime", addresses.Runtime)
 			return
 		}
 		fmt.Fprintf(p.stdout, "Berth is running.\n")
 		fmt.Fprintf(p.stdout, "  API         https://%s\n", addresses.API)
-		fmt.Fprintf(p.stdout, "  Gateway     http://%s\n", addresses.Gateway)
+		fmt.Fprintf(p.stdout, "  Gateway     %s\n", gateway)
 		fmt.Fprintf(p.stdout, "  Kubeconfig  %s\n", addresses.Kubeconfig)
 		fmt.Fprintf(p.stdout, "\nNow, in another terminal:\n  %s\n\n", nextCommand(config.StateDir))
 	}

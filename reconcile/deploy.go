@@ -374,11 +374,10 @@ func (r *Reconciler) reconcileRoute(ctx context.Context, k key) error {
 	if stored == nil || stored.DeletionTimestamp != nil {
 		r.setReads(k, nil)
 		r.setSends(k, nil)
-		return r.Gateway.SetHosts(k.namespace+"/"+k.name, nil)
+		return r.lead(k.namespace+"/"+k.name, nil, nil)
 	}
 	route := stored.DeepCopy()
 	route.Status.InitializeConditions()
-	r.describeRoute(route)
 
 	r.setReads(k, readsOf(route)) // before they are read: a change in between is not missed
 	traffic, problem, err := r.resolveTraffic(ctx, route)
@@ -392,7 +391,7 @@ func (r *Reconciler) reconcileRoute(ctx context.Context, k key) error {
 		problem(&route.Status)
 	}
 	conditions := route.GetConditionSet().Manage(&route.Status)
-	switch err := r.publish(ctx, k, route.Status.Traffic); {
+	switch err := r.publish(ctx, route); {
 	case errors.Is(err, gateway.ErrHostTaken):
 		conditions.MarkFalse(serving.RouteIngressReady, serving.ReasonNotOwned, "%s", err.Error())
 		r.queue.addAfter(k, 5*time.Second) // its owner may give the host up, and then nobody tells
@@ -401,6 +400,7 @@ func (r *Reconciler) reconcileRoute(ctx context.Context, k key) error {
 	case len(route.Status.Traffic) > 0:
 		conditions.MarkTrue(serving.RouteIngressReady)
 	}
+	r.describeRoute(route)
 	r.setSends(k, sends(k.namespace, route.Status.Traffic))
 	r.tellOfTraffic(route, stored.Status.Traffic)
 	if err := r.placeholder(ctx, route); errors.Is(err, errNotOwned) {

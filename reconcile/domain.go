@@ -42,15 +42,12 @@ func (r *Reconciler) reconcileDomain(ctx context.Context, k key) error {
 	}
 	if holder == nil { // given up before another one is told that it may have it
 		r.setReads(k, nil)
-		if err := r.Gateway.SetHosts(publisher(k.name), nil); err != nil {
+		if err := r.lead(publisher(k.name), nil, nil); err != nil {
 			return err
 		}
 	}
 	for _, m := range mappings {
-		url := r.url(m.Name)
-		m.Status.URL, m.Status.Address = url, &v1.Addressable{URL: url}
 		m.Status.InitializeConditions()
-		m.Status.MarkTLSNotEnabled(serving.MessageTLSNotEnabled)
 		switch {
 		case m == holder:
 			m.Status.MarkDomainClaimed()
@@ -65,6 +62,9 @@ func (r *Reconciler) reconcileDomain(ctx context.Context, k key) error {
 			m.Status.MarkIngressNotConfigured()
 			m.Status.MarkDomainClaimNotOwned()
 		}
+		url := r.url(m.Name)
+		m.Status.URL, m.Status.Address = url, &v1.Addressable{URL: url}
+		r.markCertificates(m.GetConditionSet().Manage(&m.Status), m.Annotations, m.Name)
 		m.Status.ObservedGeneration = m.Generation
 		if err := r.writeStatus(ctx, m); err != nil {
 			return fmt.Errorf("writing the status of the domain mapping in namespace %s: %w", m.Namespace, err)
@@ -74,7 +74,9 @@ func (r *Reconciler) reconcileDomain(ctx context.Context, k key) error {
 }
 
 // publisher is the name under which a mapped host is published; no route has such a name.
-func publisher(host string) string { return "domain mapping " + host }
+func publisher(host string) string { return mappingOwner + host }
+
+const mappingOwner = "domain mapping "
 
 // mappingsOf returns copies of a host's domain mappings, the oldest first, without those that are being deleted.
 func (r *Reconciler) mappingsOf(ctx context.Context, host string) (mappings []*serving.DomainMapping, err error) {
@@ -151,14 +153,14 @@ func (r *Reconciler) publishDomain(ctx context.Context, k key, m *serving.Domain
 	}
 	if route == nil {
 		m.Status.MarkIngressNotConfigured()
-		return r.Gateway.SetHosts(publisher(m.Name), nil)
+		return r.lead(publisher(m.Name), nil, nil)
 	}
 	hosts := map[string]*gateway.Route{m.Name: {Follow: serving.Host(route.Namespace, route.Name, "", r.Domain)}}
 	routable := route.Status.GetCondition(serving.RouteIngressReady)
 	if routable.IsFalse() { // its own host is another route's
 		hosts = nil
 	}
-	if err := r.Gateway.SetHosts(publisher(m.Name), hosts); err != nil {
+	if err := r.lead(publisher(m.Name), hosts, m.Annotations); err != nil {
 		return err
 	}
 	conditions := m.GetConditionSet().Manage(&m.Status)

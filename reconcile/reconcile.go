@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/berth-run/berth/autoscaler"
+	"github.com/berth-run/berth/certificate"
 	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/gateway"
 	"github.com/berth-run/berth/identity"
@@ -35,6 +36,11 @@ type Config struct {
 	URL func(host string) string
 	// Domain is the domain of service host names.
 	Domain string
+	// Certificates are those that clients are shown; nil when the gateway does not speak TLS. The store's Changed must
+	// be the reconciler's CertificateChanged.
+	Certificates *certificate.Store
+	TLSPort      uint16 // that the gateway speaks TLS at
+	Redirect     bool   // requests without TLS are redirected, unless an annotation says otherwise
 
 	PullTimeout    time.Duration
 	ResolveTimeout time.Duration // default 10 s, as Knative's

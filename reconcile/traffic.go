@@ -16,11 +16,19 @@ import (
 	"github.com/berth-run/berth/serving"
 )
 
-// describeRoute sets what follows from the route's name alone.
+// describeRoute sets the URLs, which follow from the route's name, its tags, and the certificates that there are.
 func (r *Reconciler) describeRoute(route *serving.Route) {
-	route.Status.URL = r.url(serving.Host(route.Namespace, route.Name, "", r.Domain))
+	hosts := []string{serving.Host(route.Namespace, route.Name, "", r.Domain)}
+	route.Status.URL = r.url(hosts[0])
 	route.Status.Address = &v1.Addressable{URL: route.Status.URL}
-	route.Status.MarkTLSNotEnabled("external-domain-tls is not enabled")
+	for i := range route.Status.Traffic {
+		if t := &route.Status.Traffic[i]; t.Tag != "" {
+			host := serving.Host(route.Namespace, route.Name, t.Tag, r.Domain)
+			t.URL = r.url(host)
+			hosts = append(hosts, host)
+		}
+	}
+	r.markCertificates(route.GetConditionSet().Manage(&route.Status), route.Annotations, hosts...)
 }
 
 func (r *Reconciler) url(host string) *apis.URL {
@@ -57,9 +65,6 @@ func (r *Reconciler) resolveTraffic(ctx context.Context, route *serving.Route) (
 		have.ConfigurationName = ""
 		latest := want.RevisionName == ""
 		have.LatestRevision = &latest
-		if want.Tag != "" {
-			have.URL = r.url(serving.Host(route.Namespace, route.Name, want.Tag, r.Domain))
-		}
 		var wrong mark
 		if latest {
 			have.RevisionName, wrong, err = r.resolveLatest(ctx, route.Namespace, want.ConfigurationName)
@@ -125,20 +130,20 @@ func (r *Reconciler) resolveNamed(ctx context.Context, route *serving.Route, nam
 
 // unready is the table's entry of a route that has had no ready revision so far: its URL is known to the user
 // already, so it says what is the matter.
-func (r *Reconciler) unready(route key) map[string]*gateway.Route {
-	return map[string]*gateway.Route{serving.Host(route.namespace, route.name, "", r.Domain): {
-		Unready: fmt.Sprintf("Service %q in namespace %q has no ready revision; the conditions of the service say why.", route.name, route.namespace),
+func (r *Reconciler) unready(route *serving.Route) map[string]*gateway.Route {
+	return map[string]*gateway.Route{serving.Host(route.Namespace, route.Name, "", r.Domain): {
+		Unready: fmt.Sprintf("Service %q in namespace %q has no ready revision; the conditions of the service say why.", route.Name, route.Namespace),
 	}}
 }
 
 // publish puts a route's traffic into the gateway's table: the route's own host with its percentages, and one
 // host for each tag.
-func (r *Reconciler) publish(ctx context.Context, route key, traffic []serving.TrafficTarget) error {
-	owner := route.namespace + "/" + route.name
+func (r *Reconciler) publish(ctx context.Context, route *serving.Route) error {
+	owner := route.Namespace + "/" + route.Name
 	hosts := map[string]*gateway.Route{}
 	main := &gateway.Route{}
-	for _, t := range traffic {
-		revision, err := get[serving.Revision](ctx, r, serving.KindRevision, route.namespace, t.RevisionName)
+	for _, t := range route.Status.Traffic {
+		revision, err := get[serving.Revision](ctx, r, serving.KindRevision, route.Namespace, t.RevisionName)
 		if err != nil {
 			return fmt.Errorf("reading revision %s of route %s: %w", t.RevisionName, owner, err)
 		}
@@ -152,19 +157,19 @@ func (r *Reconciler) publish(ctx context.Context, route key, traffic []serving.T
 		if t.Tag == "" {
 			continue
 		}
-		host := serving.Host(route.namespace, route.name, t.Tag, r.Domain)
+		host := serving.Host(route.Namespace, route.Name, t.Tag, r.Domain)
 		if hosts[host] == nil {
 			hosts[host] = &gateway.Route{Tag: t.Tag}
 		}
 		hosts[host].Splits = append(hosts[host].Splits, gateway.Split{Percent: 100, Activator: activator})
 	}
 	if len(main.Splits) > 0 {
-		hosts[serving.Host(route.namespace, route.name, "", r.Domain)] = main
+		hosts[serving.Host(route.Namespace, route.Name, "", r.Domain)] = main
 	}
 	if len(hosts) == 0 {
 		hosts = r.unready(route)
 	}
-	return r.Gateway.SetHosts(owner, hosts)
+	return r.lead(owner, hosts, route.Annotations)
 }
 
 // deployment is what is known in memory of one revision.

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/berth-run/berth/autoscaler"
+	"github.com/berth-run/berth/certificate"
 	"github.com/berth-run/berth/engine/node"
 )
 
@@ -28,7 +29,7 @@ type Config struct {
 
 	APIAddress     string `flag:"api-address" help:"address the API listens on (port 0 takes a free one)"`
 	GatewayAddress string `flag:"gateway-address" help:"address that requests to services arrive at (port 0 takes a free one)"`
-	Domain         string `flag:"domain" help:"domain of service URLs: http://NAME.NAMESPACE.DOMAIN"`
+	Domain         string `flag:"domain" help:"domain of service URLs: http://NAME.NAMESPACE.DOMAIN, or https where there is a certificate"`
 
 	Issuer string `flag:"issuer" help:"URL that service accounts' tokens name as their issuer; whoever checks them finds the keys below it (default: the API's own)"`
 
@@ -54,6 +55,7 @@ type Config struct {
 	TrustForwarded     []string      `flag:"trust-forwarded" help:"networks of proxies in front of the gateway, as ADDRESS/BITS: their X-Forwarded-For, X-Forwarded-Proto and Forwarded headers are believed and added to"`
 	AccessLog          bool          `flag:"access-log" help:"write one line for each request to standard output"`
 
+	TLS     TLS
 	Limits  Limits
 	Scaling autoscaler.Settings
 
@@ -65,6 +67,7 @@ type Config struct {
 // Addresses are what a server listens on, where it wrote what clients need, and what it runs instances with.
 type Addresses struct {
 	API, Gateway string // host:port
+	GatewayTLS   string // host:port; empty when TLS is off
 	Token        string // path of the file that holds the API token
 	Kubeconfig   string // path of the kubeconfig
 	Runtime      string // the OCI runtime and its version
@@ -90,6 +93,7 @@ func DefaultConfig() Config {
 		MaxQueue:           10000,
 		ShutdownTimeout:    30 * time.Second,
 		AccessLog:          true,
+		TLS:                TLS{ACMEDirectory: certificate.LetsEncrypt},
 		Limits:             defaultLimits(),
 		Scaling:            autoscaler.DefaultSettings(),
 		Logger:             slog.Default(),
@@ -123,6 +127,7 @@ func (c Config) check() error {
 		wrong("revision-timeout", c.RevisionTimeout, fmt.Sprintf("it must not be longer than --max-revision-timeout, %v", c.MaxRevisionTimeout))
 	}
 	c.Limits.check(wrong)
+	c.TLS.check(wrong)
 	if c.QueueWait < 0 && c.QueueWait != QueueWaitAuto {
 		wrong("queue-wait", c.QueueWait, "it must be 0, which is as long as the request's timeout, or more, or auto")
 	}

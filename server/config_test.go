@@ -1,8 +1,12 @@
 package server
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/berth-run/berth/certificate"
 )
 
 func TestConfig_NamesEverySettingThatCannotWork(t *testing.T) {
@@ -37,5 +41,42 @@ func TestPrefixes_TakesNetworksAndAddresses(t *testing.T) {
 	}
 	if _, err := prefixes("trust-forwarded", []string{"everybody"}); err == nil || !strings.Contains(err.Error(), `--trust-forwarded "everybody"`) {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestConfig_NamesWhatTLSLacks(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "text")
+	if err := os.WriteFile(file, []byte("no certificate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	acme := TLS{Address: ":443", ACME: true, ACMEDirectory: certificate.LetsEncrypt}
+	for _, c := range []struct {
+		tls  TLS
+		want []string
+	}{
+		{TLS{Certificates: []string{file}, Keys: []string{file}}, []string{"--tls-cert without --gateway-tls-address", "--tls-key without"}},
+		{TLS{ACME: true, Redirect: true, ACMEDirectory: certificate.LetsEncrypt}, []string{"--acme without", "--https-redirect without"}},
+		{TLS{Address: ":443"}, []string{`--gateway-tls-address ":443": it needs certificates`}},
+		{TLS{Address: ":443", Certificates: []string{file}}, []string{"has no key"}},
+		{TLS{Address: ":443", Certificates: []string{filepath.Join(dir, "gone")}}, []string{"gone\" is not there"}},
+		{TLS{Address: ":443", Certificates: []string{dir}, ACMEEmail: "a@b.c", ACMECA: file}, []string{"--acme-email", "--acme-ca", "without --acme"}},
+		{func() TLS { t := acme; t.ACMEDirectory = "http://ca"; return t }(), []string{"--acme-directory \"http://ca\""}},
+		{func() TLS { t := acme; t.ACMEEmail = "nobody"; return t }(), []string{"--acme-email \"nobody\""}},
+		{func() TLS { t := acme; t.ACMECA = file; return t }(), []string{"--acme-ca", "no certificate in PEM form"}},
+		{func() TLS { t := acme; t.ACMECA = filepath.Join(dir, "gone"); return t }(), []string{"--acme-ca", "no such file"}},
+		{acme, nil},
+	} {
+		config := DefaultConfig()
+		config.TLS = c.tls
+		err := config.check()
+		if len(c.want) == 0 && err != nil {
+			t.Errorf("%+v: %v", c.tls, err)
+		}
+		for _, want := range c.want {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%+v: %v; want %q", c.tls, err, want)
+			}
+		}
 	}
 }

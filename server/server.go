@@ -22,6 +22,7 @@ import (
 
 	"github.com/berth-run/berth/api"
 	"github.com/berth-run/berth/autoscaler"
+	"github.com/berth-run/berth/certificate"
 	"github.com/berth-run/berth/engine/node"
 	"github.com/berth-run/berth/gateway"
 	"github.com/berth-run/berth/identity"
@@ -52,6 +53,8 @@ type server struct {
 	lock            *os.File
 	apiListener     net.Listener
 	gatewayListener net.Listener
+	tlsListener     net.Listener       // nil when TLS is off
+	certificates    *certificate.Store // nil when TLS is off
 	store           *bolt.Store
 	images          *image.Store
 	engine          *node.Engine
@@ -94,6 +97,9 @@ func open(config Config) (_ *server, err error) {
 		API: s.apiListener.Addr().String(), Gateway: s.gatewayListener.Addr().String(),
 		Token: s.path("token"), Kubeconfig: s.path("kubeconfig"),
 	}
+	if err := s.openTLS(); err != nil {
+		return nil, err
+	}
 	token, err := ensureToken(s.addresses.Token)
 	if err != nil {
 		return nil, err
@@ -124,7 +130,7 @@ func open(config Config) (_ *server, err error) {
 	}
 	requests := gateway.Config{
 		AccessLog: accessLog(config), Logger: s.logger, Registerer: metrics, ShutdownTimeout: config.ShutdownTimeout,
-		TrustForwarded: trusted,
+		TrustForwarded: trusted, Challenge: s.challenge(),
 	}
 	if err := config.Limits.boundConnections(s.logger); err != nil {
 		return nil, err
@@ -135,7 +141,7 @@ func open(config Config) (_ *server, err error) {
 	s.reconciler = reconcile.New(reconcile.Config{
 		Store: s.store, Images: s.images, Engine: s.engine, Autoscaler: s.autoscaler, Gateway: s.gateway, Identity: issuer,
 		Scaling: config.Scaling, Logger: s.logger,
-		URL: s.url, Domain: config.Domain,
+		URL: s.url, Domain: config.Domain, Certificates: s.certificates, TLSPort: s.tlsPort(), Redirect: config.TLS.Redirect,
 		PullTimeout: config.PullTimeout, StartupTimeout: config.StartupTimeout, MaxQueue: config.MaxQueue, QueueWait: config.QueueWait.limit(),
 		GatewayAddress: reachable(s.addresses.Gateway), Node: s.node(), RevisionGone: s.revisionGone,
 	})
@@ -190,6 +196,9 @@ func (s *server) run(ctx context.Context) error {
 	}
 	part("reconciling", func() error { return s.reconciler.Run(control, func() { close(synced) }) })
 	part("scaling", func() error { return s.autoscaler.Run(control) })
+	if s.certificates != nil {
+		part("tending the certificates", func() error { return s.certificates.Run(control) })
+	}
 	part("collecting images", func() error { return s.collectImages(control) })
 	part("tending the memory", func() error { return s.tendMemory(control) })
 	part("serving the API", func() error {
@@ -223,7 +232,12 @@ func (s *server) serveRequests(ctx context.Context, synced <-chan struct{}) erro
 	if s.config.Ready != nil {
 		s.config.Ready(s.addresses)
 	}
-	if err := s.gateway.Serve(ctx, s.gatewayListener); err != nil {
+	listeners, ctx := errgroup.WithContext(ctx)
+	listeners.Go(func() error { return s.gateway.Serve(ctx, s.gatewayListener) })
+	if s.tlsListener != nil {
+		listeners.Go(func() error { return s.gateway.ServeTLS(ctx, s.tlsListener, s.certificates.TLSConfig()) })
+	}
+	if err := listeners.Wait(); err != nil {
 		return fmt.Errorf("serving requests: %w", err)
 	}
 	return nil
@@ -272,7 +286,10 @@ func (s *server) close() error {
 	if s.store != nil {
 		errs = append(errs, s.store.Close())
 	}
-	for _, l := range []net.Listener{s.gatewayListener, s.apiListener} {
+	if s.certificates != nil {
+		s.certificates.Close()
+	}
+	for _, l := range []net.Listener{s.gatewayListener, s.tlsListener, s.apiListener} {
 		if l != nil {
 			l.Close() // closed already when the server that owned it stopped
 		}
@@ -300,15 +317,6 @@ func (s *server) node() string {
 }
 
 func (s *server) path(name string) string { return filepath.Join(s.config.StateDir, name) }
-
-// url is the public URL of a host name on the gateway.
-func (s *server) url(host string) string {
-	_, port, err := net.SplitHostPort(s.addresses.Gateway)
-	if err != nil || port == "80" {
-		return "http://" + host
-	}
-	return "http://" + host + ":" + port
-}
 
 // revisionGone removes the log of a deleted revision, once none of its instances writes any more, and with a service's
 // last revision all logs of the service. One that was made again meanwhile keeps them.

@@ -20,6 +20,9 @@ const (
 	DomainMappingIngressReady      = v1beta1.DomainMappingConditionIngressReady
 )
 
+// CertificateProvisioned is the condition that tells of the certificates of a route, or of a domain mapping.
+const CertificateProvisioned = v1beta1.DomainMappingConditionCertificateProvisioned
+
 // MessageTLSNotEnabled is the message of a condition about certificates where there are none.
 const MessageTLSNotEnabled = v1beta1.ExternalDomainTLSNotEnabledMessage
 

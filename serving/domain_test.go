@@ -43,7 +43,7 @@ func TestAdmit_RefusesADomainMappingInKnativesWords(t *testing.T) {
 		{"a.svc.cluster.local", toHello, `validation failed: invalid name "a.svc.cluster.local": must not be a subdomain of cluster local domain "cluster.local": metadata.name`},
 		{"shop.example.org", "{}", "validation failed: missing field(s): spec.ref.apiVersion, spec.ref.kind, spec.ref.name"},
 		{"shop.example.org", strings.Replace(toHello, "name: hello", "name: hello, namespace: other", 1), "validation failed: mismatched namespaces: spec.ref.namespace\nparent namespace: \"default\" does not match ref: \"other\""},
-		{"shop.example.org", strings.Replace(toHello, "{ref:", "{tls: {secretName: x}, ref:", 1), "validation failed: Berth does not speak TLS to the clients of services yet; remove it, and let a proxy in front of the gateway do that: spec.tls"},
+		{"shop.example.org", strings.Replace(toHello, "{ref:", "{tls: {secretName: x}, ref:", 1), "validation failed: Berth shows clients the certificates that the server was given (--tls-cert) or orders (--acme), not those of Secrets; remove it: spec.tls"},
 	} {
 		if status := refusal(t, serving.Change{New: mapping(t, c.name, c.spec)}); status.Message != c.want || status.Code != 400 {
 			t.Errorf("%s %s:\n got %d %q\nwant %q", c.name, c.spec, status.Code, status.Message, c.want)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"knative.dev/networking/pkg/apis/networking"
 	"knative.dev/pkg/apis"
 	"knative.dev/pkg/kmap"
 	"knative.dev/serving/pkg/apis/autoscaling"
@@ -34,11 +35,12 @@ func unsupported(o Object) (refused *apis.FieldError) {
 	case *Configuration:
 		return unsupportedTemplate(&o.Spec.Template).ViaField("spec", "template")
 	case *Route:
-		return unsupportedVisibility(o)
+		return unsupportedVisibility(o).Also(invalidProtocol(o))
 	case *DomainMapping:
 		if o.Spec.TLS != nil {
-			return refusal("Berth does not speak TLS to the clients of services yet; remove it, and let a proxy in front of the gateway do that", "spec.tls")
+			refused = refusal("Berth shows clients the certificates that the server was given (--tls-cert) or orders (--acme), not those of Secrets; remove it", "spec.tls")
 		}
+		return refused.Also(invalidProtocol(o))
 	}
 	return nil
 }
@@ -62,6 +64,25 @@ func unsupportedTemplate(template *RevisionTemplateSpec) (refused *apis.FieldErr
 			"metadata.annotations["+AnnotationSessionAffinity+"]")
 	}
 	return refused.Also(unsupportedPod(template.Spec.PodSpec).ViaField("spec"))
+}
+
+// What the annotation networking.knative.dev/http-protocol says of requests without TLS, in any case.
+const (
+	HTTPEnabled    = "enabled"    // they are served
+	HTTPRedirected = "redirected" // they are redirected
+)
+
+// invalidProtocol refuses what Knative finds out only later.
+func invalidProtocol(o Object) (refused *apis.FieldError) {
+	for _, name := range networking.HTTPProtocolAnnotation {
+		switch value := o.GetAnnotations()[name]; strings.ToLower(value) {
+		case "", HTTPEnabled, HTTPRedirected:
+		default:
+			refused = refused.Also(refusal(fmt.Sprintf("requests without TLS are %q or %q, and this is %q", HTTPEnabled, HTTPRedirected, value),
+				"metadata.annotations["+name+"]"))
+		}
+	}
+	return refused
 }
 
 func unsupportedPod(pod PodSpec) (refused *apis.FieldError) {
