@@ -39,15 +39,15 @@ var traces atomic.Uint64
 // run asks until ctx ends. A request that has begun then is still answered.
 func (a *asker) run(ctx context.Context) {
 	defer a.transport.CloseIdleConnections()
-	for tick := time.NewTicker(a.pause); ; {
-		select {
-		case <-ctx.Done():
-			tick.Stop()
-			return
-		case <-tick.C:
-		}
+	tick := time.NewTicker(a.pause)
+	defer tick.Stop()
+	for ctx.Err() == nil {
 		// An error is the ledger's to judge.
 		_ = a.once(context.WithoutCancel(ctx))
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
 	}
 }
 
@@ -151,9 +151,12 @@ func work(shortest, longest int) func(context.Context, *asker, *call) error {
 	}
 }
 
-// follow reads server-sent events for some seconds.
-func follow(ctx context.Context, a *asker, c *call) error {
-	n := 10 + rand.IntN(50)
+// follow reads server-sent events for up to some tenths of a second.
+func follow(longest int) func(context.Context, *asker, *call) error {
+	return func(ctx context.Context, a *asker, c *call) error { return followFor(ctx, a, c, 1+rand.IntN(longest)) }
+}
+
+func followFor(ctx context.Context, a *asker, c *call, n int) error {
 	reply, err := a.send(ctx, c, http.MethodGet, fmt.Sprintf("/events?n=%d&every=100ms", n), nil, nil)
 	if err != nil {
 		return err
@@ -184,8 +187,12 @@ func nextEvent(events *bufio.Reader, i, n int) error {
 	return errorUnless(string(got) == want, "event %q came, %q was expected", got, want)
 }
 
-// talk holds a conversation of some seconds over a WebSocket.
-func talk(ctx context.Context, a *asker, c *call) error {
+// talk holds a conversation of up to some tenths of a second over a WebSocket.
+func talk(longest int) func(context.Context, *asker, *call) error {
+	return func(ctx context.Context, a *asker, c *call) error { return talkFor(ctx, a, c, 1+rand.IntN(longest)) }
+}
+
+func talkFor(ctx context.Context, a *asker, c *call, n int) error {
 	header := http.Header{"Traceparent": {"00-" + c.trace() + "-00000000000000ff-01"}}
 	socket, reply, err := websocket.Dial(ctx, "ws://"+a.gateway+"/websocket", &websocket.DialOptions{
 		HTTPClient: &http.Client{Transport: a.transport}, HTTPHeader: header, Host: a.hosts.any(),
@@ -205,7 +212,7 @@ func talk(ctx context.Context, a *asker, c *call) error {
 		return &cutError{err}
 	}
 	c.instance = string(name)
-	for i := range 10 + rand.IntN(50) {
+	for i := range n {
 		said := fmt.Sprint("message ", i, " of ", c.trace())
 		if err := socket.Write(ctx, websocket.MessageText, []byte(said)); err != nil {
 			return &cutError{err}

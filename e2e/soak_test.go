@@ -25,12 +25,13 @@ const (
 
 // rhythm is how fast things happen in a soak.
 type rhythm struct {
-	lasts time.Duration
-	rolls time.Duration // between two new revisions of a service
-	kills time.Duration
-	flips time.Duration
-	hosts int  // mapped in all
-	waves bool // 1 → 8 → 1 → 0 → 4 instances, once at least
+	lasts   time.Duration
+	rolls   time.Duration // between two new revisions of a service
+	kills   time.Duration
+	flips   time.Duration
+	hosts   int  // mapped in all
+	longest int  // tenths of a second that streams and WebSockets last
+	waves   bool // 1 → 8 → 1 → 0 → 4 instances, once at least
 }
 
 // soak is a platform under load to which everything happens.
@@ -48,8 +49,8 @@ type soak struct {
 // happens, and nothing is left of it all.
 func TestSoak_DropsNoRequest(t *testing.T) {
 	t.Parallel()
-	long := rhythm{rolls: 5 * time.Second, kills: 2 * time.Second, flips: 5 * time.Second, hosts: 1000, waves: true}
-	short := rhythm{lasts: 8 * time.Second, rolls: 2 * time.Second, kills: time.Second, flips: 3 * time.Second, hosts: 60, waves: true}
+	long := rhythm{rolls: 5 * time.Second, kills: 2 * time.Second, flips: 5 * time.Second, hosts: 1000, longest: 100, waves: true}
+	short := rhythm{lasts: 6 * time.Second, rolls: 2 * time.Second, kills: time.Second, flips: 3 * time.Second, hosts: 60, longest: 20, waves: true}
 	now := short
 	text := os.Getenv(soakTime)
 	measured := text != "" // the short one may be under the race detector, whose memory tells nothing
@@ -103,7 +104,7 @@ func (s *soak) round(r rhythm) {
 
 	asking, enough := context.WithCancel(s.t.Context())
 	var askers sync.WaitGroup
-	for _, a := range s.askers() {
+	for _, a := range s.askers(r) {
 		askers.Go(func() { a.run(asking) })
 	}
 	lasting, over := context.WithTimeout(s.t.Context(), r.lasts)
@@ -132,7 +133,7 @@ func (s *soak) round(r rhythm) {
 }
 
 // askers are the clients of a round.
-func (s *soak) askers() []*asker {
+func (s *soak) askers(r rhythm) []*asker {
 	var all []*asker
 	add := func(n int, kind, service string, pause time.Duration, a asker) {
 		for range n {
@@ -150,8 +151,8 @@ func (s *soak) askers() []*asker {
 	add(2, "HTTP/1.1 POST, chunked", rolling, pause, asker{ask: postChunked})
 	add(2, "HTTP/1.1 GET, new connections", rolling, pause, asker{ask: get, transport: newEachTime()})
 	add(4, "HTTP/1.1 work", rolling, pause, asker{ask: work(50, 500)})
-	add(4, "server-sent events", rolling, pause, asker{ask: follow})
-	add(4, "WebSocket", rolling, pause, asker{ask: talk})
+	add(4, "server-sent events", rolling, pause, asker{ask: follow(r.longest)})
+	add(4, "WebSocket", rolling, pause, asker{ask: talk(r.longest)})
 	add(3, "HTTP/2 GET", rolling, pause, asker{ask: get, transport: speaksHTTP2()})
 	add(2, "HTTP/2 POST", rolling, pause, asker{ask: post, transport: speaksHTTP2()})
 	add(3, "gRPC", calls, pause, asker{ask: callGRPC, transport: speaksHTTP2()})
@@ -182,6 +183,7 @@ func (s *soak) until(ctx context.Context, what string, check func() error) error
 	for {
 		err := check()
 		if err == nil {
+
 			return nil
 		}
 		pace(ctx, 20*time.Millisecond)
