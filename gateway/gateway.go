@@ -203,9 +203,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // maxTries is how often a request is tried again on living instances that refuse connections.
 const maxTries = 8
 
-// Serve takes requests from a listener until ctx ends: HTTP/1.1, and HTTP/2 without TLS with prior knowledge.
-// Then it takes no new ones, gives those in flight Config.ShutdownTimeout to end, and returns nil. It closes the
-// listener.
+// Serve takes requests from a listener until ctx ends: HTTP/1.1, and HTTP/2 without TLS, with prior knowledge
+// and by Upgrade. Then it takes no new ones, gives those in flight Config.ShutdownTimeout to end, and returns nil. It
+// closes the listener.
 func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -216,7 +216,7 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 
 // server is a server of these protocols with the gateway's limits.
 func (g *Gateway) server(protocols http.Protocols) *http.Server {
-	return &http.Server{
+	server := &http.Server{
 		Handler:                      g,
 		Protocols:                    &protocols,
 		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: g.config.MaxStreams},
@@ -226,6 +226,10 @@ func (g *Gateway) server(protocols http.Protocols) *http.Server {
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the instance's to answer
 		ErrorLog:                     slog.NewLogLogger(g.config.Logger.Handler(), slog.LevelDebug),
 	}
+	if protocols.UnencryptedHTTP2() {
+		server.Handler = newUpgrader(g, server)
+	}
+	return server
 }
 
 // serve lets a server take requests until ctx ends, and those in flight end then.
