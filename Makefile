@@ -3,7 +3,7 @@
 # make test     every test but the slow ones; as root, on Linux
 # make check    formatting, vet and the import rules alone
 # make conformance        Knative Serving's own conformance tests; make conformance-twice is twice, 8 tests at once
-# make soak     two minutes of everything that may happen under load, of which no request may fail; SOAK=30m is another time
+# make soak     two minutes of all that may happen under load, of which no request may fail, and 2,000 streams; SOAK=30m is longer
 # make soak-informer      an hour of client-go's informers, writes and restarts; SOAK=10m is another time
 # make bench    every benchmark; make bench-coldstart and so on run one
 # make bench-gateway-peers    the gateway beside HAProxy and Caddy too
@@ -47,7 +47,7 @@ conformance-twice: conformance
 
 soak: SOAK = 2m
 soak: deps
-	BERTH_SOAK=$(SOAK) $(GO) test -count=1 -timeout 0 -v -run TestSoak ./e2e
+	BERTH_SOAK=$(SOAK) $(GO) test -count=1 -timeout 0 -v -parallel 1 -run TestSoak ./e2e
 
 soak-informer: SOAK = 1h
 soak-informer: deps
