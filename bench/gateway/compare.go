@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"os"
 	"slices"
 )
 
@@ -14,7 +14,7 @@ func measureParts(ctx context.Context, o options, parts []string) error {
 	}
 	defer instance.stop()
 	if slices.ContainsFunc(variants[:], func(v variant) bool { return slices.Contains(parts, v.name) }) {
-		if err := compareAll(ctx, o, parts, instance.address); err != nil {
+		if err := compareAll(ctx, o, parts, instance); err != nil {
 			return err
 		}
 	}
@@ -39,35 +39,48 @@ var others = [...]struct {
 }
 
 // compareAll measures all variants that were chosen, over all paths.
-func compareAll(ctx context.Context, o options, parts []string, instance string) error {
-	gateway, err := startChild("gateway", "-cpuprofile", o.profile, instance)
+func compareAll(ctx context.Context, o options, parts []string, instance *child) error {
+	gateway, err := startChild("gateway", "-cpuprofile", o.profile, instance.address)
 	if err != nil {
 		return err
 	}
 	defer gateway.stop()
-	reverse, err := startChild("reverseproxy", instance)
+	reverse, err := startChild("reverseproxy", instance.address)
 	if err != nil {
 		return err
 	}
 	defer reverse.stop()
 	paths := []*path{
-		{name: "direct", address: instance},
+		{name: "direct", address: instance.address},
 		{name: "gateway", address: gateway.address, pids: []int{gateway.pid()}},
 		{name: "reverseproxy", address: reverse.address, pids: []int{reverse.pid()}},
 	}
-	for _, peer := range startPeers(instance, o.peers) {
+	for _, peer := range startPeers(instance.address, o.peers) {
 		defer peer.stop()
 		paths = append(paths, &path{name: peer.name, address: peer.address, http2: peer.http2, pids: peer.pids})
+	}
+	ours := []int{os.Getpid(), instance.pid()}
+	for _, p := range paths {
+		ours = append(ours, p.pids...)
 	}
 	for i := range variants {
 		v := &variants[i]
 		if !slices.Contains(parts, v.name) {
 			continue
 		}
+		before, err := readBusy(ours)
+		if err != nil {
+			return err
+		}
 		c, err := compare(ctx, o, v, paths)
 		if err != nil {
 			return err
 		}
+		after, err := readBusy(ours)
+		if err != nil {
+			return err
+		}
+		c.others = after.othersSince(before)
 		c.print()
 	}
 	return nil
@@ -99,7 +112,7 @@ func compare(ctx context.Context, o options, v *variant, paths []*path) (*compar
 				}
 				c.results[p.name][connections] = append(c.results[p.name][connections], r)
 				if ctx.Err() != nil {
-					return nil, fmt.Errorf("ended by a signal: %w", ctx.Err())
+					return nil, ctx.Err()
 				}
 			}
 		}

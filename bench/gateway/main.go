@@ -14,6 +14,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -66,5 +67,9 @@ func run(o options, only string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return measureParts(ctx, o, parts)
+	err = measureParts(ctx, o, parts)
+	if ctx.Err() != nil {
+		return errors.New("ended by a signal") // which the others got too, so that what they say is of no use
+	}
+	return err
 }

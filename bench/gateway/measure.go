@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"time"
 )
@@ -108,6 +109,34 @@ func cpuTime(pids []int) (time.Duration, error) {
 		}
 	}
 	return sum, nil
+}
+
+// busy is CPU time that was used up to a moment.
+type busy struct {
+	at   time.Time
+	all  time.Duration // of the whole machine, its hypervisor's other guests included
+	ours time.Duration
+}
+
+func readBusy(ours []int) (busy, error) {
+	b := busy{at: time.Now()}
+	// All of the first line of /proc/stat but its idle and iowait, and the guests' time that is in user's already.
+	for _, number := range [...]int{1, 2, 3, 6, 7, 8} {
+		ticks, err := field("/proc/stat", "cpu", number)
+		if err != nil {
+			return b, err
+		}
+		b.all += time.Duration(ticks) * 10 * time.Millisecond
+	}
+	var err error
+	b.ours, err = cpuTime(ours)
+	return b, err
+}
+
+// othersSince is the part of the machine's CPU time since then that others than ours have used.
+func (b busy) othersSince(then busy) float64 {
+	others := (b.all - then.all) - (b.ours - then.ours)
+	return max(0, float64(others)/float64(b.at.Sub(then.at))/float64(runtime.NumCPU()))
 }
 
 // median of values that are at least one.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -79,6 +80,7 @@ func (p *peer) start(program string, args ...string) error {
 	command.Env = append(os.Environ(), "HOME="+p.folder) // Caddy keeps files there
 	var wrote bytes.Buffer
 	command.Stderr = &wrote
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM} // should the benchmark be killed
 	if err := command.Start(); err != nil {
 		return err
 	}
