@@ -18,7 +18,7 @@ func measureParts(ctx context.Context, o options, parts []string) error {
 			return err
 		}
 	}
-	for _, other := range others {
+	for _, other := range alone {
 		if slices.Contains(parts, other.name) {
 			if err := other.measure(ctx, o, instance.address); err != nil {
 				return err
@@ -28,8 +28,8 @@ func measureParts(ctx context.Context, o options, parts []string) error {
 	return nil
 }
 
-// others are what is measured of the gateway alone.
-var others = [...]struct {
+// alone is what is measured of the gateway alone.
+var alone = [...]struct {
 	name    string
 	measure func(ctx context.Context, o options, instance string) error
 }{
@@ -63,24 +63,18 @@ func compareAll(ctx context.Context, o options, parts []string, instance *child)
 	for _, p := range paths {
 		ours = append(ours, p.pids...)
 	}
+	for _, p := range paths {
+		p.ours = ours
+	}
 	for i := range variants {
 		v := &variants[i]
 		if !slices.Contains(parts, v.name) {
 			continue
 		}
-		before, err := readBusy(ours)
-		if err != nil {
-			return err
-		}
 		c, err := compare(ctx, o, v, paths)
 		if err != nil {
 			return err
 		}
-		after, err := readBusy(ours)
-		if err != nil {
-			return err
-		}
-		c.others = after.othersSince(before)
 		c.print()
 	}
 	return nil

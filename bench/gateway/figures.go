@@ -17,7 +17,6 @@ type comparison struct {
 	variant *variant
 	paths   []*path
 	results map[string]map[int][]result
-	others  float64 // the part of the machine's CPU time that went to processes that are none of the benchmark's
 }
 
 // values are one number of each round.
@@ -38,22 +37,26 @@ func between(a, b []float64, combine func(a, b float64) float64) []float64 {
 	return combined
 }
 
-func rate(r result) float64 { return r.rate }
-func cpu(r result) float64  { return r.cpu }
-func p50(r result) float64  { return r.p50 }
-func p99(r result) float64  { return r.p99 }
+func rate(r result) float64   { return r.rate }
+func cpu(r result) float64    { return r.cpu }
+func p50(r result) float64    { return r.p50 }
+func p99(r result) float64    { return r.p99 }
+func others(r result) float64 { return r.others }
+
+// rateLeft is what the rate would be without other work, if all that takes CPU time shares it evenly.
+func rateLeft(r result) float64 { return r.rate / max(0.05, 1-r.others) }
 
 func ratio(a, b float64) float64      { return a / b }
 func difference(a, b float64) float64 { return a - b }
 
 // print writes the table of a variant and its figures.
 func (c *comparison) print() {
-	fmt.Printf("# %s: %s; other work took %.0f %% of the machine\n", c.variant.name, c.variant.about, 100*c.others)
-	fmt.Printf("# %-13s %12s %12s %16s %10s %10s\n", "path", "connections", "requests/s", "CPU us/request", "p50 us", "p99 us")
+	fmt.Printf("# %s: %s\n", c.variant.name, c.variant.about)
+	fmt.Printf("# %-13s %12s %12s %16s %10s %10s %12s\n", "path", "connections", "requests/s", "CPU us/request", "p50 us", "p99 us", "other work")
 	for _, connections := range connectionCounts {
 		for _, p := range c.paths {
 			of := func(field func(result) float64) float64 { return median(c.values(p.name, connections, field)) }
-			fmt.Printf("# %-13s %12d %12.0f %16.1f %10.0f %10.0f\n", p.name, connections, of(rate), of(cpu), of(p50), of(p99))
+			fmt.Printf("# %-13s %12d %12.0f %16.1f %10.0f %10.0f %10.0f %%\n", p.name, connections, of(rate), of(cpu), of(p50), of(p99), 100*of(others))
 		}
 	}
 	for _, p := range c.paths {
@@ -61,6 +64,9 @@ func (c *comparison) print() {
 			continue
 		}
 		c.printRatio("rps", p.name, rate)
+		left := between(c.values("gateway", 64, rateLeft), c.values(p.name, 64, rateLeft), ratio)
+		fmt.Printf("#   by what other work left of the machine: %.3f, half of the rounds between %.3f and %.3f\n",
+			median(left), quantile(left, 0.25), quantile(left, 0.75))
 		if p.name != "reverseproxy" {
 			c.printRatio("cpu", p.name, cpu)
 		}

@@ -48,7 +48,7 @@ func measureLookup(ctx context.Context, o options, instance string) error {
 				return err
 			}
 			client.next = rand.IntN(manyHosts)
-			r, err := measureWith(client, p.pids, o.length)
+			r, err := measureWith(client, p, o.length)
 			client.close()
 			if err != nil {
 				return fmt.Errorf("measuring the gateway with %s hosts: %w", p.name, err)

@@ -17,6 +17,7 @@ type path struct {
 	address string
 	http2   string // the address that speaks HTTP/2, where it is another one
 	pids    []int  // of the proxy's processes; none for the direct path
+	ours    []int  // of all processes of the benchmark
 }
 
 // result is what one measurement of a path found.
@@ -24,6 +25,7 @@ type result struct {
 	rate     float64 // requests a second
 	cpu      float64 // of the proxy, in microseconds for each request
 	p50, p99 float64 // microseconds
+	others   float64 // the part of the machine's CPU time that went to processes that are none of the benchmark's
 }
 
 // client asks an address over connections of its own.
@@ -52,18 +54,22 @@ func measure(p *path, v *variant, connections int, length time.Duration) (result
 		return result{}, err
 	}
 	defer c.close()
-	r, err := measureWith(c, p.pids, length)
+	r, err := measureWith(c, p, length)
 	if err != nil {
 		return result{}, fmt.Errorf("measuring %s over %d connections, %s: %w", p.name, connections, v.about, err)
 	}
 	return r, nil
 }
 
-func measureWith(c client, pids []int, length time.Duration) (result, error) {
+func measureWith(c client, p *path, length time.Duration) (result, error) {
 	if _, err := c.run(length / 10); err != nil {
 		return result{}, err
 	}
-	before, err := cpuTime(pids)
+	machine, err := readBusy(p.ours)
+	if err != nil {
+		return result{}, err
+	}
+	before, err := cpuTime(p.pids)
 	if err != nil {
 		return result{}, err
 	}
@@ -73,7 +79,11 @@ func measureWith(c client, pids []int, length time.Duration) (result, error) {
 		return result{}, err
 	}
 	took := time.Since(began)
-	after, err := cpuTime(pids)
+	after, err := cpuTime(p.pids)
+	if err != nil {
+		return result{}, err
+	}
+	machineAfter, err := readBusy(p.ours)
 	if err != nil {
 		return result{}, err
 	}
@@ -85,6 +95,8 @@ func measureWith(c client, pids []int, length time.Duration) (result, error) {
 		cpu:  microseconds(after-before) / float64(n),
 		p50:  microseconds(latencies[n/2]),
 		p99:  microseconds(latencies[n*99/100]),
+
+		others: machineAfter.othersSince(machine),
 	}, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // nginxConfig has what was fastest for each variant when they were tried side by side: bodies go on as they arrive,
@@ -71,21 +72,30 @@ func startNginx(instance string) (_ *peer, err error) {
 	if err := p.start(program, "-p", p.folder, "-e", filepath.Join(p.folder, "error.log"), "-c", config); err != nil {
 		return nil, err
 	}
-	// Requests go through the worker, a child of the process that was started.
-	pid := p.process.Pid
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
+	if p.pids, err = awaitWorkers(p.process.Pid); err != nil {
 		return nil, err
 	}
-	for _, field := range strings.Fields(string(children)) {
-		worker, err := strconv.Atoi(field)
+	return p, nil
+}
+
+// awaitWorkers returns the children of nginx's first process, which requests go through. It listens before it has any.
+func awaitWorkers(pid int) ([]int, error) {
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 		if err != nil {
 			return nil, err
 		}
-		p.pids = append(p.pids, worker)
+		var workers []int
+		for _, field := range strings.Fields(string(children)) {
+			worker, err := strconv.Atoi(field)
+			if err != nil {
+				return nil, err
+			}
+			workers = append(workers, worker)
+		}
+		if len(workers) > 0 {
+			return workers, nil
+		}
 	}
-	if len(p.pids) == 0 {
-		return nil, errors.New("nginx has no worker")
-	}
-	return p, nil
+	return nil, errors.New("nginx has no worker")
 }

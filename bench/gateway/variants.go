@@ -63,7 +63,7 @@ func allParts() string {
 	for _, v := range variants {
 		names = append(names, v.name)
 	}
-	for _, other := range others {
+	for _, other := range alone {
 		names = append(names, other.name)
 	}
 	return strings.Join(names, ",")
