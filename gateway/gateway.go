@@ -46,6 +46,9 @@ type Config struct {
 	IdleTimeout       time.Duration // how long a connection without requests is kept; default 120 s
 	WriteTimeout      time.Duration // how long a client may take no byte of what there is for it; default 60 s
 	MaxStreams        int           // requests at the same time on one HTTP/2 connection; default 100
+	// MaxResets is how many requests of one HTTP/2 connection the client may take back within ten seconds, before their
+	// responses begin. One more closes the connection. It does not hold for TrustForwarded. Default 1000.
+	MaxResets int
 	// MaxConnections is how many connections of clients there may be. One more is answered with 503 and closed.
 	// Default: no limit.
 	MaxConnections int
@@ -82,6 +85,7 @@ func New(config Config) *Gateway {
 	setDefault(&config.IdleTimeout, 120*time.Second)
 	setDefault(&config.WriteTimeout, 60*time.Second)
 	setDefault(&config.MaxStreams, 100)
+	setDefault(&config.MaxResets, 1000)
 	setDefault(&config.ShutdownTimeout, 10*time.Second)
 	g := &Gateway{config: config}
 	g.clients = admission{most: config.MaxConnections, mostPerClient: config.MaxConnectionsPerClient, trusted: config.TrustForwarded}
@@ -195,6 +199,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.fail(err, member)
 	}
 	x.record(route.tag)
+	if x.status == statusClientGone {
+		x.countReset()
+	}
 	if x.cut {
 		panic(http.ErrAbortHandler) // the response has begun and cannot be finished: let the client see that
 	}
@@ -223,6 +230,7 @@ func (g *Gateway) server(protocols http.Protocols) *http.Server {
 		MaxHeaderBytes:               g.config.MaxHeaderBytes,
 		ReadHeaderTimeout:            g.config.ReadHeaderTimeout,
 		IdleTimeout:                  g.config.IdleTimeout,
+		ConnContext:                  withResets,
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the instance's to answer
 		ErrorLog:                     slog.NewLogLogger(g.config.Logger.Handler(), slog.LevelDebug),
 	}

@@ -150,10 +150,11 @@ type h2cConn struct {
 
 func (c *h2cConn) Read(p []byte) (int, error) {
 	if !c.begun {
+		c.begun = true
 		if err := c.begin(); err != nil {
+			c.Close() // there is no answer to it: nothing of HTTP/2 has been spoken, and HTTP/1.1 is over
 			return 0, err
 		}
-		c.begun = true
 	}
 	if len(c.pending) == 0 {
 		c.pending = nil

@@ -52,6 +52,7 @@ type Config struct {
 	MaxQueue           int           `flag:"max-queue" help:"most requests of one revision that wait for an instance at the same time"`
 	QueueWait          QueueWait     `flag:"queue-wait" help:"longest time that a request waits for an instance, then 429 where there are as many as there may be and 500 where they start too slowly; 0 is as long as its timeout, auto is as Cloud Run: 3.5 times the average start, at least 10s"`
 	ShutdownTimeout    time.Duration `flag:"shutdown-timeout" help:"longest time that requests in flight get to finish when the server stops"`
+	PrivateCookies     bool          `flag:"private-cookies" help:"add \"Cache-Control: private\" to responses that set a cookie, as Cloud Run does"`
 	TrustForwarded     []string      `flag:"trust-forwarded" help:"networks of proxies in front of the gateway, as ADDRESS/BITS: their X-Forwarded-For, X-Forwarded-Proto and Forwarded headers are believed and added to"`
 	AccessLog          bool          `flag:"access-log" help:"write one line for each request to standard output"`
 

@@ -22,6 +22,7 @@ type Limits struct {
 	WriteTimeout      time.Duration `flag:"write-timeout" help:"how long a client may take no byte of what there is for it; then its connection is closed"`
 
 	MaxStreams              int `flag:"max-streams" help:"most requests at the same time on one HTTP/2 connection"`
+	MaxResets               int `flag:"max-resets" help:"most requests of one HTTP/2 connection that its client may take back within 10s, before they are answered; one more closes it, but not those of --trust-forwarded"`
 	MaxConnections          int `flag:"max-connections" help:"most connections of clients; one more is answered with 503; 0 is no limit. Open files bound them too"`
 	MaxConnectionsPerClient int `flag:"max-connections-per-client" help:"most connections of one IPv4 address or IPv6 /64 network, but not of this machine and --trust-forwarded; one more is answered with 429; 0 is no limit"`
 }
@@ -38,6 +39,7 @@ func defaultLimits() Limits {
 		WriteTimeout:      time.Minute,
 
 		MaxStreams:              100,
+		MaxResets:               1000,
 		MaxConnections:          50_000,
 		MaxConnectionsPerClient: 10_000,
 	}
@@ -55,7 +57,7 @@ func (l Limits) check(wrong func(flag string, value any, want string)) {
 	// Below these, requests of common clients are refused.
 	for flag, least := range map[string]struct{ value, least int }{
 		"max-header-bytes": {int(l.MaxHeaderBytes), 1024}, "max-header-fields": {l.MaxHeaderFields, 10}, "max-url-length": {int(l.MaxURLLength), 256},
-		"max-streams": {l.MaxStreams, 1},
+		"max-streams": {l.MaxStreams, 1}, "max-resets": {l.MaxResets, 1},
 	} {
 		if least.value < least.least {
 			wrong(flag, least.value, fmt.Sprintf("it must be %d or more", least.least))
@@ -83,6 +85,7 @@ func (l Limits) fill(config *gateway.Config) {
 	config.IdleTimeout = l.KeepAliveTimeout
 	config.WriteTimeout = l.WriteTimeout
 	config.MaxStreams = l.MaxStreams
+	config.MaxResets = l.MaxResets
 	config.MaxConnections = l.MaxConnections
 	config.MaxConnectionsPerClient = l.MaxConnectionsPerClient
 }

@@ -36,7 +36,7 @@ func TestConfig_NamesLimitsThatCannotBeWorkedWith(t *testing.T) {
 	for _, want := range []string{
 		"--max-header-bytes 100: it must be 1024 or more", "--max-header-fields 0: ", "--max-url-length 100: it must be 256 or more",
 		"--max-url-length 100: it must be less than --max-header-bytes, 100", "--max-request-body -1: ", "--max-connections -1: ",
-		"--read-header-timeout 0s: ", "--keep-alive-timeout 0s: ", "--write-timeout 0s: ", "--max-streams 0: ",
+		"--read-header-timeout 0s: ", "--keep-alive-timeout 0s: ", "--write-timeout 0s: ", "--max-streams 0: ", "--max-resets 0: ",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is missing in:\n%v", want, err)
