@@ -77,45 +77,54 @@ func (l *accessLog) flush() {
 	l.spare = lines
 }
 
-// write adds the line of one exchange. The query is not in it: it may hold secrets.
-func (l *accessLog) write(x *exchange, tag string) {
+// logLine is what the log says of one request. Its strings need be good only until write returns.
+type logLine struct {
+	arrived, ended     time.Time
+	claimed            time.Time // zero for a request that was given no instance
+	method, host, path string
+	status             int
+	sent               int64 // bytes of the response's body
+	cut                bool
+	revision           *Revision
+	instance, tag      string // empty where there is none
+	trace              *traceContext
+}
+
+// write adds a line. The query is not in it: it may hold secrets.
+func (l *accessLog) write(x *logLine) {
 	pooled := l.lines.Get().(*[]byte)
-	now := time.Now()
-	wait := time.Duration(0)
-	switch {
-	case !x.claimed.IsZero():
-		wait = x.claimed.Sub(x.arrived)
-	default:
-		wait = now.Sub(x.arrived)
+	given := x.claimed
+	if given.IsZero() {
+		given = x.ended
 	}
-	revision := &x.activator.revision
+	revision := x.revision
 
 	b := append((*pooled)[:0], `{"time":"`...)
 	b = x.arrived.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z07:00")
 	b = append(b, '"')
-	b = appendField(b, "method", x.request.Method)
-	b = appendField(b, "host", x.request.Host)
-	b = appendField(b, "path", x.request.URL.Path)
+	b = appendField(b, "method", x.method)
+	b = appendField(b, "host", x.host)
+	b = appendField(b, "path", x.path)
 	b = append(b, `,"status":`...)
 	b = strconv.AppendInt(b, int64(x.status), 10)
 	b = append(b, `,"bytes":`...)
 	b = strconv.AppendInt(b, x.sent, 10)
 	b = append(b, `,"duration_ms":`...)
-	b = appendMilliseconds(b, now.Sub(x.arrived))
+	b = appendMilliseconds(b, x.ended.Sub(x.arrived))
 	b = append(b, `,"wait_ms":`...)
-	b = appendMilliseconds(b, wait)
-	if x.cut && x.began {
+	b = appendMilliseconds(b, given.Sub(x.arrived))
+	if x.cut {
 		b = append(b, `,"cut":true`...)
 	}
 	b = appendField(b, "namespace", revision.Namespace)
 	b = appendField(b, "service", revision.Service)
 	b = appendField(b, "revision", revision.Name)
 	b = appendField(b, "instance", x.instance)
-	if tag != "" {
-		b = appendField(b, "tag", tag)
+	if x.tag != "" {
+		b = appendField(b, "tag", x.tag)
 	}
 	b = append(b, `,"trace":"`...)
-	b = append(b, x.origin.trace.trace[:]...)
+	b = append(b, x.trace.trace[:]...)
 	b = append(b, "\"}\n"...)
 
 	l.mu.Lock()

@@ -73,28 +73,37 @@ var (
 	errTruncated  = errors.New("the response ended early")
 )
 
+const allowedMethods = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+
 // refuse returns why a request is not taken at all, or nil.
 func refuse(r *http.Request) *refusal {
-	switch r.Method {
-	case http.MethodGet, http.MethodPost, http.MethodHead, http.MethodPut, http.MethodPatch, http.MethodDelete:
-	case http.MethodTrace, http.MethodConnect: // contract C19
-		return &refusal{http.StatusMethodNotAllowed, r.Method + " requests are not delivered to services."}
-	default:
-		if !isToken(r.Method) {
-			return &refusal{http.StatusBadRequest, "The request's method is not a valid one."}
-		}
+	if refused := refuseMethod(r.Method); refused != nil {
+		return refused
 	}
 	// An HTTP/2 client can put into its path what would be more than one field of an HTTP/1.1 request line.
 	for i := range len(r.RequestURI) {
 		if b := r.RequestURI[i]; b <= ' ' || b == 0x7f {
-			return &refusal{http.StatusBadRequest, "The request's path has a space or a control character; percent-encode it."}
+			return &refusal{status: http.StatusBadRequest, text: "The request's path has a space or a control character; percent-encode it."}
+		}
+	}
+	return nil
+}
+
+func refuseMethod(method string) *refusal {
+	switch method {
+	case http.MethodGet, http.MethodPost, http.MethodHead, http.MethodPut, http.MethodPatch, http.MethodDelete:
+	case http.MethodTrace, http.MethodConnect: // contract C19
+		return &refusal{status: http.StatusMethodNotAllowed, text: strings.Clone(method) + " requests are not delivered to services."}
+	default:
+		if !isToken(method) {
+			return &refusal{status: http.StatusBadRequest, text: "The request's method is not a valid one."}
 		}
 	}
 	return nil
 }
 
 func unknownHost(host string) *refusal {
-	return &refusal{http.StatusNotFound, fmt.Sprintf("No service has the host %.253q.", host)}
+	return &refusal{status: http.StatusNotFound, text: fmt.Sprintf("No service has the host %.253q.", host)}
 }
 
 // reply answers a request with a refusal.
@@ -110,7 +119,7 @@ func (x *exchange) redirect(with *refusal, location string) {
 	h["Content-Type"] = []string{"text/plain; charset=utf-8"}
 	h["Content-Length"] = []string{strconv.Itoa(len(with.text) + 1)}
 	if with.status == http.StatusMethodNotAllowed {
-		h["Allow"] = []string{"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"}
+		h["Allow"] = []string{allowedMethods}
 	}
 	if x.request.ProtoMajor == 1 && hasBody(x.request) {
 		x.lingerForBody() // net/http waits for a body that nobody has asked for
@@ -140,29 +149,34 @@ func (x *exchange) fail(err error, member *member) {
 		x.cut = true
 		return
 	}
+	x.gateway.config.Logger.Debug("request failed", x.logFields(err)...)
+	x.reply(x.gateway.refusalOf(x.request.Context(), err, member))
+}
+
+// refusalOf is what the client is told of an error. member is the instance that the request was on, or nil. It may wait
+// a moment for the news that the instance has ended.
+func (g *Gateway) refusalOf(ctx context.Context, err error, member *member) *refusal {
 	var started *startFailure
 	var closed *closedError
-	with := &refusal{http.StatusServiceUnavailable, textBroken}
 	switch {
 	case errors.As(err, &started):
-		with = &refusal{http.StatusInternalServerError, textNotStarted + "\n" + publicReason(started.err)}
+		return &refusal{status: http.StatusInternalServerError, text: textNotStarted + "\n" + publicReason(started.err)}
 	case errors.As(err, &closed):
-		with = &refusal{http.StatusNotFound, fmt.Sprintf("The request was not delivered: %s.", closed.err)}
+		return &refusal{status: http.StatusNotFound, text: fmt.Sprintf("The request was not delivered: %s.", closed.err)}
 	case errors.Is(err, errTooSlow):
-		with = &refusal{http.StatusInternalServerError, textTooSlow}
+		return &refusal{status: http.StatusInternalServerError, text: textTooSlow}
 	case errors.Is(err, errQueueFull), errors.Is(err, errFull):
-		with = &refusal{http.StatusTooManyRequests, textNoInstance}
+		return &refusal{status: http.StatusTooManyRequests, text: textNoInstance}
 	case errors.Is(err, errTimeout), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
-		with = &refusal{http.StatusGatewayTimeout, textTimeout}
+		return &refusal{status: http.StatusGatewayTimeout, text: textTimeout}
 	case errors.Is(err, errBodyTooLarge):
-		with = bodyTooLarge(x.gateway.config.MaxBodyBytes)
+		return bodyTooLarge(g.config.MaxBodyBytes)
 	case errors.Is(err, errBadBody):
-		with = &refusal{http.StatusBadRequest, "The request's body is malformed."}
-	case member != nil && !errors.Is(err, errMalformed) && ranOutOfMemory(x.request.Context(), member.instance):
-		with = &refusal{http.StatusInternalServerError, textMemory}
+		return &refusal{status: http.StatusBadRequest, text: "The request's body is malformed."}
+	case member != nil && !errors.Is(err, errMalformed) && ranOutOfMemory(ctx, member.instance):
+		return &refusal{status: http.StatusInternalServerError, text: textMemory}
 	}
-	x.gateway.config.Logger.Debug("request failed", x.logFields(err)...)
-	x.reply(with)
+	return &refusal{status: http.StatusServiceUnavailable, text: textBroken}
 }
 
 func (x *exchange) logFields(err error) []any {
@@ -212,14 +226,17 @@ func publicReason(err error) string {
 }
 
 // deadline is when the response must have begun; zero for never.
-func (x *exchange) deadline() time.Time {
+func (x *exchange) deadline() time.Time { return x.activator.revision.deadline(x.arrived, x.claimed) }
+
+// deadline is when the response to a request must have begun that arrived, and was given to an instance, at these
+// times; zero for never.
+func (r *Revision) deadline(arrived, claimed time.Time) time.Time {
 	var at time.Time
-	revision := &x.activator.revision
-	if revision.Timeout > 0 {
-		at = x.arrived.Add(revision.Timeout)
+	if r.Timeout > 0 {
+		at = arrived.Add(r.Timeout)
 	}
-	for _, limit := range [...]time.Duration{revision.ResponseStart, revision.Idle} {
-		if start := x.claimed.Add(limit); limit > 0 && (at.IsZero() || start.Before(at)) {
+	for _, limit := range [...]time.Duration{r.ResponseStart, r.Idle} {
+		if start := claimed.Add(limit); limit > 0 && (at.IsZero() || start.Before(at)) {
 			at = start
 		}
 	}
@@ -232,6 +249,11 @@ func (x *exchange) record(tag string) {
 		metrics.observe(x.status, time.Since(x.arrived))
 	}
 	if x.gateway.log != nil {
-		x.gateway.log.write(x, tag)
+		x.gateway.log.write(&logLine{
+			arrived: x.arrived, claimed: x.claimed, ended: time.Now(),
+			method: x.request.Method, host: x.request.Host, path: x.request.URL.Path,
+			status: x.status, sent: x.sent, cut: x.cut && x.began,
+			revision: &x.activator.revision, instance: x.instance, tag: tag, trace: &x.origin.trace,
+		})
 	}
 }

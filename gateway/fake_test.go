@@ -50,13 +50,17 @@ func (f *fakeInstance) Dial(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.conns = append(f.conns, c)
 	if f.wrap != nil {
 		return f.wrap(c.(*net.TCPConn)), nil
 	}
 	return c, nil
+}
+
+// accepted notes a connection that the user code has.
+func (f *fakeInstance) accepted(c net.Conn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.conns = append(f.conns, c)
 }
 
 // kill is the end of the user code: its connections break, then its end is known.
@@ -82,12 +86,18 @@ func serveInstance(t testing.TB, id string, handler http.HandlerFunc) *fakeInsta
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	server.Config.Protocols = &protocols
+	instance := newFakeInstance(id, server.Listener.Addr().String())
+	server.Config.ConnState = func(c net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			instance.accepted(c)
+		}
+	}
 	server.Start()
 	t.Cleanup(func() {
 		server.CloseClientConnections()
 		server.Close()
 	})
-	return newFakeInstance(id, server.Listener.Addr().String())
+	return instance
 }
 
 // rawInstance starts an instance that hands each connection to serve.
@@ -108,6 +118,7 @@ func rawInstance(t testing.TB, id string, serve func(net.Conn)) *fakeInstance {
 		}
 		open.Wait()
 	})
+	instance := newFakeInstance(id, listener.Addr().String())
 	go func() {
 		defer close(accepted)
 		for {
@@ -116,13 +127,14 @@ func rawInstance(t testing.TB, id string, serve func(net.Conn)) *fakeInstance {
 				return
 			}
 			conns = append(conns, c)
+			instance.accepted(c)
 			open.Go(func() {
 				defer c.Close()
 				serve(c)
 			})
 		}
 	}()
-	return newFakeInstance(id, listener.Addr().String())
+	return instance
 }
 
 // startGateway serves a gateway whose host hello.test leads to activator, and returns its address.

@@ -167,7 +167,8 @@ func TestProxy_RepeatsARequestOnlyWhenTheInstanceTookNothingOfIt(t *testing.T) {
 				var executed, other atomic.Int64
 				served := make(chan *net.TCPConn, 1)
 				var connections atomic.Int64
-				instance, a, address := throughRaw(t, testRevision(), func(c net.Conn) {
+				a := NewActivator(testRevision())
+				instance := rawInstance(t, "hello-00001-a", func(c net.Conn) {
 					reader := bufio.NewReader(c)
 					first := connections.Add(1) == 1
 					for {
@@ -190,6 +191,12 @@ func TestProxy_RepeatsARequestOnlyWhenTheInstanceTookNothingOfIt(t *testing.T) {
 						}
 					}
 				})
+				a.Add(instance)
+				listener, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, address := serveGateway(t, Config{}, a, opaqueListener{listener}) // a loop takes the socket out of what wrap gives it
 				instance.wrap = func(c *net.TCPConn) net.Conn {
 					if instance.dials.Load() > 1 {
 						return c

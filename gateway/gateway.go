@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/berth-run/berth/gateway/http1"
 )
 
 // Config is how a gateway is set up. The zero value works; New fills in the defaults named here.
@@ -64,9 +66,10 @@ type Gateway struct {
 	config   Config
 	table    table
 	clients  admission
-	metrics  *metrics   // nil when there is no registerer
-	log      *accessLog // nil when there is none
-	buffers  sync.Pool  // *[]byte of copyBufferSize
+	metrics  *metrics     // nil when there is no registerer
+	log      *accessLog   // nil when there is none
+	buffers  sync.Pool    // *[]byte of copyBufferSize
+	limits   http1.Limits // of requests
 	requests atomic.Uint64
 	upgrades upgrades
 	// redirects is set as soon as a host has been published whose requests without TLS are redirected.
@@ -88,6 +91,7 @@ func New(config Config) *Gateway {
 	setDefault(&config.MaxResets, 1000)
 	setDefault(&config.ShutdownTimeout, 10*time.Second)
 	g := &Gateway{config: config}
+	g.limits = http1.Limits{Head: config.MaxHeaderBytes, Target: config.MaxTargetBytes, Fields: config.MaxHeaderFields}
 	g.clients = admission{most: config.MaxConnections, mostPerClient: config.MaxConnectionsPerClient, trusted: config.TrustForwarded}
 	g.buffers.New = func() any { b := make([]byte, copyBufferSize); return &b }
 	if config.AccessLog != nil {
@@ -167,7 +171,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if route.unready != "" {
-		x.reply(&refusal{http.StatusServiceUnavailable, route.unready})
+		x.reply(&refusal{status: http.StatusServiceUnavailable, text: route.unready})
 		return
 	}
 	x.activator = route.choose()
@@ -210,10 +214,8 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // maxTries is how often a request is tried again on living instances that refuse connections.
 const maxTries = 8
 
-// Serve takes requests from a listener until ctx ends: HTTP/1.1, and HTTP/2 without TLS, with prior knowledge
-// and by Upgrade. Then it takes no new ones, gives those in flight Config.ShutdownTimeout to end, and returns nil. It
-// closes the listener.
-func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
+// serveStandard is Serve with the standard library's server.
+func (g *Gateway) serveStandard(ctx context.Context, listener net.Listener) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)

@@ -50,7 +50,12 @@ func (o *origin) forwardedProto(header http.Header) string {
 
 // appendForwarded appends the value of Forwarded (RFC 7239).
 func (o *origin) appendForwarded(b []byte, header http.Header) []byte {
-	b = append(o.appendBefore(b, header["Forwarded"]), "for="...)
+	return o.appendElement(o.appendBefore(b, header["Forwarded"]))
+}
+
+// appendElement appends what Forwarded says of the client.
+func (o *origin) appendElement(b []byte) []byte {
+	b = append(b, "for="...)
 	if strings.IndexByte(o.address, ':') >= 0 { // IPv6 needs brackets, and they need quotes
 		b = append(append(append(b, `"[`...), o.address...), `]"`...)
 	} else {
@@ -168,12 +173,23 @@ type traceContext struct {
 
 // traceOf reads traceparent, else X-Cloud-Trace-Context, else begins a trace that is not sampled.
 func traceOf(header http.Header) traceContext {
+	one := func(key string) string {
+		if v := header[key]; len(v) == 1 {
+			return v[0]
+		}
+		return ""
+	}
+	return newTrace(one("Traceparent"), one("X-Cloud-Trace-Context"))
+}
+
+// newTrace is the trace that two fields tell of; they are empty where there is not exactly one.
+func newTrace(traceparent, cloud string) traceContext {
 	var t traceContext
-	if v := header["Traceparent"]; len(v) == 1 && t.parse(v[0]) {
+	if t.parse(traceparent) {
 		return t
 	}
 	t = traceContext{made: true, flags: [2]byte{'0', '0'}}
-	if v := header["X-Cloud-Trace-Context"]; len(v) == 1 && t.parseCloud(v[0]) {
+	if cloud != "" && t.parseCloud(cloud) {
 		return t
 	}
 	var b [24]byte

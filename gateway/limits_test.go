@@ -404,9 +404,10 @@ func TestAccessLog_HasALineOfJSONForEachRequestWithoutTheQuery(t *testing.T) {
 
 func TestAccessLog_DropsLinesRatherThanHoldRequestsUp(t *testing.T) {
 	l := newAccessLog(io.Discard) // nobody writes out
-	x := &exchange{request: &http.Request{Method: "GET", Host: "h", URL: newRequest(t, "GET", "h", "/", "").URL}, activator: NewActivator(testRevision())}
+	revision := testRevision()
+	line := &logLine{method: "GET", host: "h", path: "/", revision: &revision, trace: &traceContext{}}
 	for range accessLogBuffer / 200 {
-		l.write(x, "")
+		l.write(line)
 	}
 	if l.dropped.Load() == 0 || len(l.pending) > accessLogBuffer {
 		t.Errorf("%d lines dropped, %d bytes waiting", l.dropped.Load(), len(l.pending))

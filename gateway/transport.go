@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -27,6 +28,7 @@ type connections struct {
 	mu      sync.Mutex
 	idle    []*conn // oldest first
 	closing bool    // the instance is draining: keep nothing
+	loops   []*loop // that have connections of their own
 	reaper  *time.Timer
 	http2   *http.Transport
 }
@@ -118,7 +120,7 @@ func (p *connections) reap() {
 func (p *connections) closeIdle() {
 	p.mu.Lock()
 	p.closing = true
-	idle, http2 := p.idle, p.http2
+	idle, http2, loops := p.idle, p.http2, slices.Clone(p.loops)
 	p.idle = nil
 	if p.reaper != nil {
 		p.reaper.Stop()
@@ -126,6 +128,9 @@ func (p *connections) closeIdle() {
 	p.mu.Unlock()
 	for _, c := range idle {
 		c.abort()
+	}
+	for _, l := range loops {
+		l.post(func() { l.closeInstance(p) })
 	}
 	if http2 != nil {
 		http2.CloseIdleConnections()

@@ -8,6 +8,7 @@ import "bytes"
 type Chunks struct {
 	state  chunkState
 	left   int64 // bytes of the chunk's data that have not been seen
+	data   int64 // bytes of data so far
 	seen   int   // of the bytes that were not consumed: how many have been searched
 	excess int   // bytes that were not data, beyond what data excuses
 }
@@ -33,6 +34,9 @@ const (
 // Reset makes c ready for another body.
 func (c *Chunks) Reset() { *c = Chunks{} }
 
+// Data is how many bytes of data there have been.
+func (c *Chunks) Data() int64 { return c.data }
+
 // Normalize consumes what it can of p, and leaves the bytes to pass on in p[:out]; out is never more than consumed.
 // p[consumed:] must be given again, with more behind it. When done the body ended at consumed, with what is to pass
 // on. A line before a chunk, and the whole trailer with the empty line after it, are consumed at once: p must be able
@@ -52,6 +56,7 @@ func (c *Chunks) Normalize(p []byte, limits Limits) (out, consumed int, done boo
 				copy(p[out:], rest[:n])
 			}
 			out, consumed = out+n, consumed+n
+			c.data += int64(n)
 			if c.left -= int64(n); c.left == 0 {
 				c.state = afterData
 			}

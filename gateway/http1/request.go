@@ -62,15 +62,17 @@ func (r *Request) parse(head []byte, limits Limits) *Error {
 			r.Fields = r.Fields[:len(r.Fields)-1]
 			break
 		}
-		if limits.Fields > 0 && len(r.Fields) > limits.Fields {
+		i = next
+		if f.Kind == KindHost {
+			hosts++
+		}
+		if limits.Fields > 0 && len(r.Fields)-hosts > limits.Fields { // beside Host, which each request has
 			return refuse(431, "The request has more than %d header fields; send fewer.", limits.Fields)
 		}
-		i = next
 
 		switch f.Kind {
 		case KindHost:
 			host = f.Value
-			hosts++
 		case KindContentLength:
 			n, ok := readLength(f.Value)
 			if !ok {

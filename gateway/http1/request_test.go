@@ -109,7 +109,7 @@ func TestRequest_SplitsAbsoluteTargets(t *testing.T) {
 }
 
 func TestRequest_KeepsLimits(t *testing.T) {
-	head := "GET /0123456789 HTTP/1.1\r\nHost: a\r\nX-A: 1\r\n\r\n"
+	head := "GET /0123456789 HTTP/1.1\r\nHost: a\r\nX-A: 1\r\nX-B: 1\r\n\r\n"
 	for _, c := range []struct {
 		limits http1.Limits
 		status int

@@ -1,0 +1,390 @@
+package gateway
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/gateway/http1"
+)
+
+// client is a connection from a client that speaks HTTP/1.1 without TLS, on its loop. It is always in one state, and has
+// one request at a time: those that it sends ahead stay in the socket, or in held.
+//
+// All its work is done by run, which is called whenever something has changed, and which takes steps until it must wait.
+type client struct {
+	socket
+	loop    *loop
+	address string // its IP address
+	origin  netip.Addr
+	trusted bool // it is a proxy whose X-Forwarded-… fields count
+	state   clientState
+	queued  bool // in loop.again
+	timer   timer
+
+	held     []byte // what was read and is not used yet
+	searched int    // how far held was searched for the end of a head
+	fresh    bool   // held is behind the end of a request: the next one may be in it
+	out      outbox
+	stalled  time.Duration // when the client last took a byte of out
+	since    time.Duration // when its state began; in reading, when the first byte of a request came
+	partial  bool          // a part of a request's head has come
+	served   bool          // it has had a request
+	last     bool          // it ends when the request that it is on has ended
+	unread   bool          // it may be sending what nobody will read
+	fin      time.Duration // when it was seen that it ended its half; 0 when it has not
+	probed   bool          // it was written to since, and takes it
+
+	relay relay
+}
+
+// clientState is what a client waits for.
+type clientState int
+
+const (
+	stateReading   clientState = iota // a request, or the rest of its head
+	stateHolding                      // an instance, a connection to one, or the reason why one broke
+	stateRelaying                     // bytes of either side
+	stateTunneling                    // the same, after a change of protocol
+	stateFlushing                     // room for the last bytes of a response
+	stateLingering                    // the client's end, after its last response
+	stateClosed                       // nothing more
+)
+
+// A client that has ended its half may still read; one that is gone looks the same, until it is written to. So one that
+// waits for its response is written to after probeWait. In a response there is nothing to say: when that is silent for
+// silenceWait the client is taken to be gone, as proxies do at once.
+const (
+	probeWait   = 100 * time.Millisecond
+	silenceWait = time.Second
+)
+
+const probe = "HTTP/1.1 100 Continue\r\n\r\n" // which clients ignore (RFC 9110, 15.2)
+
+// serveClient takes a connection that was accepted.
+func (l *loop) serveClient(fd int, from netip.Addr) {
+	c := &client{loop: l, origin: from, address: from.String(), since: l.tick}
+	c.trusted = containsAddr(l.gateway.config.TrustForwarded, from)
+	c.timer.owner = c
+	if refused := l.gateway.clients.enter(from); refused != nil {
+		unix.Write(fd, refused.appendResponse(nil)) // a new connection has room for this; whether it is read is the client's matter
+		unix.Close(fd)
+		return
+	}
+	if err := l.add(&c.socket, fd, c); err != nil {
+		l.logger.Warn("accepting a connection", "error", err)
+		l.gateway.clients.leave(from)
+		unix.Close(fd)
+		return
+	}
+	l.clients[c] = struct{}{}
+	c.readable = true // most have sent their request already
+	c.run()
+}
+
+// run takes steps until the client must wait, or has had its turn.
+func (c *client) run() {
+	c.queued = false
+	for range maxTurn {
+		if c.fd < 0 {
+			return
+		}
+		if !c.step() {
+			c.arm()
+			return
+		}
+	}
+	if c.fd >= 0 && !c.queued {
+		c.queued = true
+		c.loop.again = append(c.loop.again, c)
+	}
+	c.arm()
+}
+
+// step does what can be done next; false when there is nothing.
+func (c *client) step() bool {
+	if !c.out.empty() {
+		n, err := c.loop.flush(&c.socket, &c.out)
+		if err != nil {
+			c.gone()
+			return false
+		}
+		if n > 0 {
+			c.stalled = c.loop.tick
+		}
+	}
+	if c.broken {
+		c.gone()
+		return false
+	}
+	switch c.state {
+	case stateReading:
+		return c.out.empty() && c.read()
+	case stateHolding:
+		c.watch()
+	case stateRelaying:
+		c.watch()
+		return c.relayStep()
+	case stateTunneling:
+		return c.tunnelStep()
+	case stateFlushing:
+		if c.out.empty() {
+			c.hangUp()
+			return true
+		}
+	case stateLingering:
+		return c.linger()
+	}
+	return false
+}
+
+// watch sees when a client has ended its half of the connection while its request is worked on: it may still read, or
+// be gone. The deadlines that follow find out.
+func (c *client) watch() {
+	if c.ended && c.fin == 0 && c.relay.upDone {
+		c.fin = c.loop.tick
+	}
+}
+
+// read reads the next request, or more of it.
+func (c *client) read() bool {
+	l := c.loop
+	var p []byte
+	var err error
+	if c.fresh {
+		c.fresh = false
+		p = l.in[:copy(l.in, c.held)]
+	} else if p, err = l.fill(&c.socket, c.held); err == errAgain {
+		return false
+	}
+	if n := http1.EmptyLines(p); n > 0 {
+		p, c.searched = p[n:], 0
+	}
+	end := 0
+	if len(p) > 0 {
+		if end, c.searched = http1.FindEnd(p, c.searched); end == 0 && (p[0] <= ' ' || p[0] >= 0x7f) {
+			end = len(p) // no request begins like this: its parser says so
+		}
+	}
+	switch {
+	case end > 0:
+		c.searched, c.partial = 0, false
+		c.since = l.tick
+		return c.begin(p, end)
+	case err != nil: // in the middle of a head too: nobody waits for an answer
+		c.close()
+		return false
+	}
+	if wrong := l.gateway.limits.Exceeded(p); wrong != nil {
+		c.relay.reset(l.now)
+		c.refuseMalformed(wrong)
+		return true
+	}
+	if len(p) > 0 && !c.partial {
+		c.partial, c.since = true, l.tick
+	}
+	c.held = l.hold(c.held, p)
+	return c.readable
+}
+
+// handOver gives the connection to net/http, before the request that was read.
+func (c *client) handOver(read []byte) {
+	l := c.loop
+	l.remove(&c.socket)
+	conn, err := newHandedConn(c.fd, read)
+	c.fd, c.state = -1, stateClosed
+	c.forget()
+	if err != nil {
+		l.logger.Warn("a connection was lost", "error", err)
+		return
+	}
+	l.handOff(conn)
+}
+
+// hangUp ends the connection after its last response. A close would be a reset if the client had sent what nobody
+// read, and a reset can overtake the response.
+func (c *client) hangUp() {
+	if !c.unread && !c.readable {
+		c.close()
+		return
+	}
+	c.shutdownWrite()
+	c.state, c.since = stateLingering, c.loop.tick
+	c.loop.release(c.held)
+	c.held = nil
+}
+
+// linger reads off what the client still sends.
+func (c *client) linger() bool {
+	_, err := c.loop.fill(&c.socket, nil)
+	if err == nil {
+		return true
+	}
+	if !errors.Is(err, errAgain) {
+		c.close()
+	}
+	return false
+}
+
+// gone ends everything: the client is not there any more, or does not take what it is sent.
+func (c *client) gone() {
+	x := &c.relay
+	if c.state == stateHolding || c.state == stateRelaying || c.state == stateTunneling {
+		if !x.begun {
+			x.status = statusClientGone
+		}
+		x.cut = c.state != stateTunneling
+		x.keep = false
+		c.endRequest()
+	}
+	c.close()
+}
+
+// close closes the connection and forgets the client. Its request must have ended.
+func (c *client) close() {
+	if c.fd < 0 {
+		return
+	}
+	c.endRequest()
+	c.loop.close(&c.socket)
+	c.state = stateClosed
+	c.forget()
+}
+
+func (c *client) forget() {
+	l := c.loop
+	l.gateway.clients.leave(c.origin)
+	l.timers.remove(&c.timer)
+	l.release(c.held)
+	c.held = nil
+	l.drop(&c.out)
+	delete(l.clients, c)
+}
+
+// deadline is what a client's timer is set for.
+type deadline int
+
+const (
+	deadlineStall    deadline = iota // the client takes no bytes
+	deadlineIdle                     // no request comes, or no end of one's head
+	deadlineProbe                    // see whether the client still reads
+	deadlineGone                     // it does not, it seems
+	deadlineRequest                  // the response does not begin, or is silent
+	deadlineContinue                 // the instance does not say that it wants the body
+	deadlineFate                     // nothing proves that the instance took nothing
+	deadlineUpload                   // the response has ended, the request's body has not
+	deadlineTunnel                   // one side has ended, the other does not
+	deadlineLinger                   // the client does not end
+)
+
+// due is the next deadline; at is 0 when there is none.
+func (c *client) due() (at time.Duration, what deadline) {
+	config := &c.loop.gateway.config
+	sooner := func(t time.Duration, w deadline) {
+		if at == 0 || t < at {
+			at, what = t, w
+		}
+	}
+	if !c.out.empty() {
+		sooner(c.stalled+config.WriteTimeout, deadlineStall)
+	}
+	x := &c.relay
+	switch c.state {
+	case stateReading:
+		if c.partial || !c.served {
+			sooner(c.since+config.ReadHeaderTimeout, deadlineIdle)
+		} else {
+			sooner(c.since+config.IdleTimeout, deadlineIdle)
+		}
+	case stateHolding, stateRelaying:
+		if c.fin != 0 && !c.probed {
+			if x.begun {
+				sooner(max(c.fin, x.heard)+silenceWait, deadlineGone)
+			} else {
+				sooner(c.fin+probeWait, deadlineProbe)
+			}
+		}
+		if c.state == stateHolding {
+			break
+		}
+		switch {
+		case x.doubt != 0:
+			sooner(x.doubt+fateWait, deadlineFate)
+		case x.answered != 0:
+			sooner(x.answered+uploadGrace, deadlineUpload)
+		case !x.begun && x.waits:
+			sooner(x.heard+continueWait, deadlineContinue)
+			fallthrough
+		case !x.begun:
+			if x.limit != 0 {
+				sooner(x.limit, deadlineRequest)
+			}
+		case x.begun && x.idle != 0 && c.out.empty():
+			sooner(x.heard+x.idle, deadlineRequest)
+		}
+	case stateTunneling:
+		if x.half != 0 {
+			sooner(x.half+halfCloseWait, deadlineTunnel)
+		}
+	case stateLingering:
+		sooner(c.since+uploadLinger, deadlineLinger)
+	}
+	return at, what
+}
+
+func (c *client) arm() {
+	if c.fd >= 0 {
+		at, _ := c.due()
+		c.loop.timers.set(&c.timer, at)
+	}
+}
+
+// expire is called when the timer's time has come.
+func (c *client) expire() {
+	at, what := c.due()
+	if at == 0 || at > c.loop.tick {
+		c.arm()
+		return
+	}
+	switch what {
+	case deadlineStall:
+		c.reset()
+		c.gone()
+	case deadlineGone:
+		c.gone()
+	case deadlineProbe:
+		c.probed = true
+		if c.out.empty() && c.loop.send(&c.socket, &c.out, []byte(probe)) != nil {
+			c.gone()
+		}
+	case deadlineContinue:
+		c.relay.waits = false
+		if c.send([]byte(probe)) != nil {
+			return
+		}
+	case deadlineRequest:
+		c.fail(errTimeout)
+	case deadlineUpload:
+		c.abandonUpload()
+	case deadlineFate:
+		c.unanswered(io.EOF)
+	case deadlineTunnel, deadlineIdle, deadlineLinger:
+		c.close()
+	}
+	c.run()
+}
+
+// shutdown lets the client end: at once when it has no request, else with that.
+func (c *client) shutdown() {
+	c.last = true
+	if c.state == stateReading && !c.partial && c.out.empty() {
+		c.close()
+	}
+}
+
+// isHTTP2 tells whether a head is the preface of HTTP/2 (RFC 9113, 3.4).
+func isHTTP2(head []byte) bool { return bytes.HasPrefix(head, []byte("PRI * HTTP/2.0\r\n")) }
