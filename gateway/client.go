@@ -126,6 +126,7 @@ func (c *client) step() bool {
 		return c.out.empty() && c.read()
 	case stateHolding:
 		c.watch()
+		return c.readAhead()
 	case stateRelaying:
 		c.watch()
 		return c.relayStep()

@@ -51,7 +51,10 @@ type relay struct {
 	heard    time.Duration // when the instance was last heard
 	doubt    time.Duration // when the connection ended without an answer, and without a proof that nothing was taken; or 0
 	answered time.Duration // when the response ended before the request's body did; 0 when it has not
-	half     time.Duration // when one side of a tunnel ended; 0 when none has
+	half     time.Duration // when the first side of a tunnel ended its half; 0 when none has
+
+	clientEnded, instanceEnded bool // its half of a tunnel
+	failing                    bool // it is being found out what to answer
 
 	begun      bool // the response's head has been given to the client: status is final
 	cut        bool // the response ended early
@@ -316,6 +319,34 @@ func (c *client) dialed(fd int, err error) {
 	default:
 		c.unreachable(err)
 	}
+}
+
+// readAhead reads the request's body while the request waits, as much as is kept of it: so a client that leaves in
+// the middle of it is noticed.
+func (c *client) readAhead() bool {
+	l, x := c.loop, &c.relay
+	if x.upDone || x.failing || !c.readable || len(x.head) >= keepSize/2 {
+		return false
+	}
+	p, err := l.fill(&c.socket, c.held)
+	if err == errAgain {
+		return false
+	}
+	if err != nil {
+		c.gone()
+		return true
+	}
+	body, rest, err := c.takeBody(p)
+	if err != nil {
+		c.waited()
+		x.id++ // what it waited for comes too late
+		c.failBody(err)
+		return true
+	}
+	c.held = l.hold(c.held, rest)
+	c.fresh = x.upDone && len(rest) > 0
+	x.head = append(x.head, body...)
+	return true
 }
 
 // unreachable is called when nothing of the request has reached the instance: another one may take it, or this one a
@@ -704,6 +735,7 @@ func (c *client) fail(err error) {
 	}
 	x.member = nil
 	x.activator.release(m, l.now)
+	x.failing = true
 	ctx, id := c.wait(), x.id // it takes a moment until it is known whether the instance has ended
 	go func() {
 		with := l.gateway.refusalOf(ctx, err, m)
@@ -783,7 +815,7 @@ func (c *client) tunnel(r *http1.Response, p []byte) {
 	c.send(l.head, p)
 }
 
-// tunnelStep passes on what there is of either side.
+// tunnelStep passes on what there is of either side. When one has ended its half the other may still speak.
 func (c *client) tunnelStep() bool {
 	l, x := c.loop, &c.relay
 	conn := x.conn
@@ -794,41 +826,45 @@ func (c *client) tunnelStep() bool {
 		}
 	}
 	progress := false
-	if conn.out.empty() && x.half == 0 && (c.readable || len(c.held) > 0) {
+	if conn.out.empty() && !x.clientEnded && (c.readable || len(c.held) > 0) {
 		p, err := l.fill(&c.socket, c.held)
-		if len(p) > 0 {
-			c.held = l.hold(c.held, nil)
-			c.fresh = false
-			progress = true
-			if l.send(&conn.socket, &conn.out, p) != nil {
-				c.endTunnel()
-				return true
-			}
+		c.held = l.hold(c.held, nil)
+		if len(p) > 0 && l.send(&conn.socket, &conn.out, p) != nil {
+			c.endTunnel()
+			return true
 		}
+		progress = err == nil || len(p) > 0
 		switch {
-		case err == nil:
-			progress = true
-		case err == io.EOF && conn.out.empty():
-			x.half = l.tick // the instance may still speak
+		case err == io.EOF && conn.out.empty(): // else it is found again when all before it is sent
+			x.clientEnded = true
 			conn.shutdownWrite()
-		case err == io.EOF:
-			c.readable = true // again, when all before it is sent
-		case err != errAgain:
+		case err != nil && err != errAgain && err != io.EOF:
 			c.endTunnel()
 			return true
 		}
 	}
-	if c.out.empty() && conn.readable {
+	if c.out.empty() && !x.instanceEnded && conn.readable {
 		p, err := l.fill(&conn.socket, nil)
 		x.sent += int64(len(p))
 		if len(p) > 0 && c.send(p) != nil {
 			return true
 		}
-		if err != nil && err != errAgain {
-			c.endTunnel() // either side's end is the end
+		progress = progress || err == nil
+		switch {
+		case err == io.EOF:
+			x.instanceEnded = true
+			c.shutdownWrite()
+		case err != nil && err != errAgain:
+			c.endTunnel()
 			return true
 		}
-		progress = progress || err == nil
+	}
+	switch {
+	case x.clientEnded && x.instanceEnded:
+		c.endTunnel()
+		return true
+	case x.half == 0 && (x.clientEnded || x.instanceEnded):
+		x.half = l.tick
 	}
 	return progress
 }
