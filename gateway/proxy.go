@@ -37,6 +37,9 @@ func (x *exchange) forwardHTTP1(m *member, upgrade string) error {
 	}
 	reused := c.used // another request may have the connection after this one
 	err = x.forwardOn(c, m, upgrade)
+	if reused && errors.Is(err, errUnanswered) {
+		m.conns.habit.ended(c.idle)
+	}
 	if reused && errors.Is(err, errUnreachable) {
 		// The instance closed it for its idleness, at the moment that the request was sent.
 		if c, err = m.conns.dial(x.request.Context(), x.deadline()); err != nil {

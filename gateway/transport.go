@@ -11,19 +11,25 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-run/berth/engine"
 )
 
 const (
-	maxIdleConns   = 256              // idle HTTP/1.1 connections kept to one instance
-	idleConnAge    = 60 * time.Second // an idle connection is closed between one and two times this
+	maxIdleConns   = 256         // idle HTTP/1.1 connections kept to one instance
+	idleConnAge    = reuseWithin // an idle connection is closed between one and two times this
 	connBufferSize = 4 << 10
+	// idleTransportAge is how long an HTTP/2 connection is kept that carries no request. HTTP/2 says which requests
+	// were not taken when it ends (RFC 9113, 6.8).
+	idleTransportAge = 60 * time.Second
 )
 
 // connections are the gateway's connections to one instance: a pool of HTTP/1.1 connections, last used first,
 // and, once it is asked for, an HTTP/2 transport.
 type connections struct {
 	instance engine.Instance
+	habit    habit
 
 	mu      sync.Mutex
 	idle    []*conn // oldest first
@@ -52,6 +58,10 @@ func (p *connections) get(ctx context.Context, deadline time.Time) (*conn, error
 			break
 		}
 		c := p.idle[n-1]
+		if c.idle = time.Since(c.idleSince); !p.habit.usable(c.idle) {
+			p.mu.Unlock() // nor are those that were used before it
+			break
+		}
 		p.idle[n-1] = nil
 		p.idle = p.idle[:n-1]
 		p.mu.Unlock()
@@ -59,6 +69,7 @@ func (p *connections) get(ctx context.Context, deadline time.Time) (*conn, error
 		if c.SetReadDeadline(deadline) == nil && c.alive() {
 			return c, nil
 		}
+		p.habit.ended(c.idle - c.endedBefore())
 		c.abort()
 	}
 	return p.dial(ctx, deadline)
@@ -156,7 +167,7 @@ func (p *connections) transport() *http.Transport {
 			},
 			DisableCompression:    true,
 			ExpectContinueTimeout: continueWait,
-			IdleConnTimeout:       idleConnAge,
+			IdleConnTimeout:       idleTransportAge,
 		}
 	}
 	return p.http2
@@ -175,6 +186,7 @@ type conn struct {
 	head      []byte // scratch for the head of a request, then of its response
 	used      bool   // an exchange before this one ended well on it
 	idleSince time.Time
+	idle      time.Duration // how long it was idle before it was taken last
 	sent      int    // bytes written of the request that it is used for
 	sendErr   error  // what the first write that failed ended with
 	abort     func() // closes it; safe to call from anywhere, kept here so that handing it on allocates nothing
@@ -214,6 +226,19 @@ func (c *conn) Write(p []byte) (int, error) {
 		c.sendErr = err
 	}
 	return n, err
+}
+
+// endedBefore is how long ago the instance ended the connection; 0 when that is not known.
+func (c *conn) endedBefore() time.Duration {
+	var ago time.Duration
+	if c.raw != nil {
+		c.raw.Control(func(fd uintptr) { // fails only on a closed connection
+			if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.State == unix.BPF_TCP_CLOSE_WAIT {
+				ago = time.Duration(info.Last_ack_recv) * time.Millisecond // the end was the last that came
+			}
+		})
+	}
+	return ago
 }
 
 // alive looks, without waiting, whether the instance has closed the connection. A connection that cannot be
