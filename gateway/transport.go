@@ -187,9 +187,9 @@ type conn struct {
 	used      bool   // an exchange before this one ended well on it
 	idleSince time.Time
 	idle      time.Duration // how long it was idle before it was taken last
-	sent      int    // bytes written of the request that it is used for
-	sendErr   error  // what the first write that failed ended with
-	abort     func() // closes it; safe to call from anywhere, kept here so that handing it on allocates nothing
+	sent      int           // bytes written of the request that it is used for
+	sendErr   error         // what the first write that failed ended with
+	abort     func()        // closes it; safe to call from anywhere, kept here so that handing it on allocates nothing
 
 	raw  syscall.RawConn
 	peek func(fd uintptr) bool
