@@ -111,14 +111,14 @@ func (i *closesIdle) race(t *testing.T, address string, clients, each int) map[i
 }
 
 func TestProxy_LosesNoRequestToAnInstanceThatClosesIdleConnections(t *testing.T) {
-	instance := &closesIdle{after: 200 * time.Millisecond, closed: make(chan struct{}, 1)}
+	instance := &closesIdle{after: 600 * time.Millisecond, closed: make(chan struct{}, 1)}
 	_, a, address := throughRaw(t, testRevision(), instance.serve)
 	fetch(t, newRequest(t, "GET", address, "/first", ""))
 	waitForLoad(t, a, 0, 0)
 	<-instance.closed
 	fetch(t, newRequest(t, "GET", address, "/second", "")) // finds it closed: the habit is known
 	waitForLoad(t, a, 0, 0)
-	const clients, each = 200, 12
+	const clients, each = 150, 5
 	if got := instance.race(t, address, clients, each); got[200] != clients*each {
 		t.Errorf("statuses are %v, want only 200", got)
 	}

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -763,6 +764,37 @@ func TestProxy_WaitsForTheNewsOfAnInstanceThatIsDying(t *testing.T) {
 	response, body := fetch(t, newRequest(t, "GET", address, "/", ""))
 	if response.StatusCode != 500 || body != textMemory+"\n" {
 		t.Errorf("got %d %q, want 500 %q", response.StatusCode, body, textMemory)
+	}
+}
+
+// brokenConn is a connection that breaks when a request's body is written.
+type brokenConn struct {
+	*net.TCPConn
+	writes int
+}
+
+func (c *brokenConn) Write(p []byte) (int, error) {
+	c.writes++
+	if c.writes > 1 {
+		c.TCPConn.CloseRead()
+		return 0, syscall.ECONNRESET
+	}
+	return c.TCPConn.Write(p)
+}
+
+func TestProxy_AnswersAClientWhoseBodyWasReadAndNotSentHoweverLongItTakes(t *testing.T) {
+	a := NewActivator(testRevision())
+	broken := rawInstance(t, "broken", func(c net.Conn) { io.Copy(io.Discard, c) })
+	broken.wrap = func(c *net.TCPConn) net.Conn {
+		broken.address = "127.0.0.1:0" // the next connection is refused
+		time.AfterFunc(uploadLinger+200*time.Millisecond, func() { broken.kill(engine.Exit{Signal: 9, OOM: true}) })
+		return &brokenConn{TCPConn: c}
+	}
+	a.Add(broken)
+	_, address := startGateway(t, Config{}, a)
+	response, body := fetch(t, newRequest(t, "POST", address, "/", "body"))
+	if response.StatusCode != 500 || body != textMemory+"\n" {
+		t.Errorf("got %d %q", response.StatusCode, body)
 	}
 }
 

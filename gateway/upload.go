@@ -230,7 +230,11 @@ func (u *upload) endsWithin(wait time.Duration) bool {
 }
 
 // lingerForBody bounds how long net/http, and an upload, wait for what a client has yet to send of a body that nobody wants.
+// It is not for a body that has been read: net/http listens for the client's end then, and would take the deadline for it.
 func (x *exchange) lingerForBody() {
+	if x.body != nil && x.body.whole() {
+		return
+	}
 	http.NewResponseController(x.writer).SetReadDeadline(time.Now().Add(uploadLinger))
 }
 
