@@ -102,7 +102,7 @@ func (g *group) memory() (float64, error) {
 }
 
 // grown returns how much memory each connection takes, in KiB, and prints what the kernel has for it beside.
-func (g *group) grown() (float64, error) {
+func (g *group) grown(name string) (float64, error) {
 	now, err := g.memory()
 	if err != nil {
 		return 0, err
@@ -111,8 +111,8 @@ func (g *group) grown() (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	fmt.Printf("# %d connections over %d gateways; the kernel has about %.1f KiB more for each, of all its sockets on this machine\n",
-		g.held, len(g.gateways), (kernel-g.kernel)/float64(g.held))
+	fmt.Printf("# %s: %d connections over %d gateway processes; the kernel has about %.1f KiB more for each, for both its ends and the instance's\n",
+		name, g.held, len(g.gateways), (kernel-g.kernel)/float64(g.held))
 	return (now - g.before) / float64(g.held), nil
 }
 

@@ -31,7 +31,7 @@ func measureIdle(ctx context.Context, _ options, instance string) error {
 	if answered != g.held {
 		return fmt.Errorf("%d of %d connections were answered", answered, g.held)
 	}
-	each, err := g.grown()
+	each, err := g.grown("idle")
 	if err != nil {
 		return err
 	}
@@ -76,7 +76,7 @@ func measureWebSockets(ctx context.Context, _ options, instance string) error {
 	if err != nil {
 		return err
 	}
-	each, err := g.grown()
+	each, err := g.grown("websockets")
 	if err != nil {
 		return err
 	}
