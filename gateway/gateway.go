@@ -220,7 +220,9 @@ func (g *Gateway) serveStandard(ctx context.Context, listener net.Listener) erro
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	server := g.server(protocols)
-	return g.serve(ctx, server, func() error { return server.Serve(clientListener{Listener: listener, gateway: g}) })
+	return g.serve(ctx, server, func() error {
+		return server.Serve(strictListener{clientListener{Listener: listener, gateway: g}, g.newJudge()})
+	})
 }
 
 // server is a server of these protocols with the gateway's limits.

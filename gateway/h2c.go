@@ -53,6 +53,7 @@ func (u *upgrader) upgrade(w http.ResponseWriter, r *http.Request, settings []by
 	if err != nil {
 		return fmt.Errorf("taking over the client's connection: %w", err)
 	}
+	release(c)
 	early, err := buffered.Reader.Peek(buffered.Reader.Buffered())
 	if err == nil {
 		_, err = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")

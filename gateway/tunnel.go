@@ -25,6 +25,7 @@ func (x *exchange) tunnel(c *conn, head responseHead) error {
 		return fmt.Errorf("taking over the client's connection: %w", err)
 	}
 	defer client.Close()
+	release(client)
 	client.SetDeadline(time.Time{}) // what net/http set for requests; fails only on a closed connection
 
 	x.began, x.status = true, http.StatusSwitchingProtocols

@@ -75,9 +75,10 @@ func (x *exchange) openBody() *clientBody {
 }
 
 // endConnection lets a response that begins before the request's body has ended be the last of its connection, which is what it
-// says then: what comes after it would have to be told from the rest of the body.
+// says then: what comes after it would have to be told from the rest of the body. After CONNECT come bytes for a tunnel.
 func (x *exchange) endConnection() {
-	if x.request.ProtoMajor == 1 && x.body != nil && !x.body.whole() {
+	r := x.request
+	if r.ProtoMajor == 1 && (r.Method == http.MethodConnect || x.body != nil && !x.body.whole()) {
 		x.writer.Header()["Connection"] = []string{"close"}
 	}
 }

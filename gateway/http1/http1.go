@@ -16,7 +16,7 @@ import (
 type Limits struct {
 	Head   int // bytes of a head, with the empty line at its end; also of a trailer
 	Target int // bytes of the request target
-	Fields int // number of fields in a head or a trailer
+	Fields int // number of fields in a head, beside Host, or in a trailer
 }
 
 // Lengths of bodies beside plain numbers of bytes.

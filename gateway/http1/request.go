@@ -63,16 +63,11 @@ func (r *Request) parse(head []byte, limits Limits) *Error {
 			break
 		}
 		i = next
-		if f.Kind == KindHost {
-			hosts++
-		}
-		if limits.Fields > 0 && len(r.Fields)-hosts > limits.Fields { // beside Host, which each request has
-			return refuse(431, "The request has more than %d header fields; send fewer.", limits.Fields)
-		}
 
 		switch f.Kind {
 		case KindHost:
 			host = f.Value
+			hosts++
 		case KindContentLength:
 			n, ok := readLength(f.Value)
 			if !ok {
@@ -101,6 +96,9 @@ func (r *Request) parse(head []byte, limits Limits) *Error {
 			expects = f.Value
 		case KindTE:
 			r.Trailers = r.Trailers || acceptsTrailers(f.Value)
+		}
+		if limits.Fields > 0 && len(r.Fields)-min(hosts, 1) > limits.Fields {
+			return refuse(431, "The request has more than %d header fields; send fewer.", limits.Fields)
 		}
 	}
 
