@@ -75,7 +75,7 @@ func (x *relay) reset(now time.Time) {
 // on an instance and sends the request there, as ServeHTTP does for net/http, if nothing of that has to wait.
 func (c *client) begin(p []byte, end int) bool {
 	l, g, x, r := c.loop, c.loop.gateway, &c.relay, &c.loop.request
-	if isHTTP2(p[:end]) {
+	if !c.served && isHTTP2(p[:end]) { // later it is a request like others, of a version that is not spoken
 		c.handOver(p)
 		return false
 	}
@@ -105,6 +105,7 @@ func (c *client) begin(p []byte, end int) bool {
 
 	if refused := refuseMethod(view(r.Method)); refused != nil {
 		g.requests.Add(1)
+		c.unread = string(r.Method) == http.MethodConnect // what follows is meant for a tunnel
 		c.refuse(refused)
 		return true
 	}
