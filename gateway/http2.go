@@ -25,7 +25,8 @@ func (x *exchange) forwardHTTP2(m *member) error {
 		defer timer.Stop()
 	}
 	early := &interim{writer: x.writer}
-	request := x.http2Request(ctx, early)
+	var sent sending
+	request := x.http2Request(ctx, early, &sent)
 	defer x.endHTTP2Body()
 	response, err := m.conns.transport().RoundTrip(request)
 	early.end()
@@ -34,7 +35,7 @@ func (x *exchange) forwardHTTP2(m *member) error {
 		switch {
 		case context.Cause(ctx) == errTimeout:
 			return errTimeout
-		case errors.As(err, &dial):
+		case errors.As(err, &dial), ctx.Err() == nil && sent.isLost():
 			return x.unreachable(err)
 		case x.body != nil && x.body.failure() != nil:
 			return bodyError(x.body.failure())
@@ -72,7 +73,7 @@ func (x *exchange) forwardHTTP2(m *member) error {
 }
 
 // http2Request is the request as the instance gets it. It shares the body and the header's values.
-func (x *exchange) http2Request(ctx context.Context, early *interim) *http.Request {
+func (x *exchange) http2Request(ctx context.Context, early *interim, sent *sending) *http.Request {
 	r, o := x.request, &x.origin
 	header := make(http.Header, len(r.Header)+6)
 	ends := connectionTokens(r.Header)
@@ -98,14 +99,16 @@ func (x *exchange) http2Request(ctx context.Context, early *interim) *http.Reque
 		header["X-Cloud-Trace-Context"] = []string{string(o.trace.appendCloud(nil))}
 	}
 
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+	trace := &httptrace.ClientTrace{
 		Got1xxResponse: func(code int, interim textproto.MIMEHeader) error {
 			if code != http.StatusContinue && r.ProtoAtLeast(1, 1) {
 				early.pass(code, http.Header(interim))
 			}
 			return nil
 		},
-	})
+	}
+	sent.trace(trace)
+	ctx = httptrace.WithClientTrace(ctx, trace)
 	target := *r.URL
 	target.Scheme, target.Host = "http", "instance" // the transport dials this one instance, whatever is here
 	switch path := originForm(r.Method, r.RequestURI); {

@@ -163,7 +163,7 @@ func (p *connections) transport() *http.Transport {
 				if err != nil {
 					return nil, &dialError{err}
 				}
-				return c, nil
+				return newSharedConn(c), nil
 			},
 			DisableCompression:    true,
 			ExpectContinueTimeout: continueWait,
