@@ -15,12 +15,16 @@ func hostOf(number int) string { return fmt.Sprintf("service-%06d.default.localh
 // measureLookup prints how the CPU time of a request grows with the number of hosts: every request of a measurement
 // is for another host, or for another of the few.
 func measureLookup(ctx context.Context, o options, instance string) error {
-	few, err := startChild("gateway", "-hosts", strconv.Itoa(fewHosts), instance)
+	profiles := [2]string{}
+	if o.profile != "" {
+		profiles = [2]string{o.profile + ".few", o.profile + ".many"}
+	}
+	few, err := startChild("gateway", "-cpuprofile", profiles[0], "-hosts", strconv.Itoa(fewHosts), instance)
 	if err != nil {
 		return err
 	}
 	defer few.stop()
-	many, err := startChild("gateway", "-hosts", strconv.Itoa(manyHosts), instance)
+	many, err := startChild("gateway", "-cpuprofile", profiles[1], "-hosts", strconv.Itoa(manyHosts), instance)
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func main() {
 	flag.DurationVar(&o.length, "length", 200*time.Millisecond, "length of one measurement with 64 connections; half of it with one connection")
 	flag.StringVar(&only, "only", "", "what to measure, with commas between: "+allParts())
 	flag.BoolVar(&o.peers, "peers", false, "measure HAProxy and Caddy too")
-	flag.StringVar(&o.profile, "cpuprofile", "", "a file for a CPU profile of the gateway that is compared with the others")
+	flag.StringVar(&o.profile, "cpuprofile", "", "a file for a CPU profile of the gateway that is compared with the others; those of lookup are FILE.few and FILE.many")
 	flag.Parse()
 	if err := run(o, only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench/gateway:", err)
