@@ -49,6 +49,7 @@ type authority struct {
 	logger   *slog.Logger
 	magic    *certmagic.Config
 	cache    *certmagic.Cache
+	storage  *storage
 	public   bool              // the authority is one that gives certificates for public names only
 	changed  func(host string) // called without mu
 	maintain context.Context   // ends with close
@@ -74,7 +75,7 @@ func openAuthority(config ACME, logger *slog.Logger, changed func(host string)) 
 	}
 	a := &authority{
 		logger: logger, changed: changed, orders: map[string]*order{},
-		public: config.Roots == nil,
+		public: config.Roots == nil, storage: &storage{FileStorage: &certmagic.FileStorage{Path: config.Dir}},
 	}
 	a.maintain, a.stop = context.WithCancel(context.Background())
 	quiet := zap.New(&logCore{logger: logger.With("authority", config.Directory)})
@@ -85,7 +86,7 @@ func openAuthority(config ACME, logger *slog.Logger, changed func(host string)) 
 		Logger:             quiet,
 	})
 	a.magic = certmagic.New(a.cache, certmagic.Config{
-		Storage: &certmagic.FileStorage{Path: config.Dir},
+		Storage: a.storage,
 		// Browsers do not ask for OCSP, and the larger authorities have ended it.
 		OCSP:    certmagic.OCSPConfig{DisableStapling: true},
 		OnEvent: a.happened,
@@ -127,6 +128,9 @@ func splitAddress(address string) (host string, port int, err error) {
 func (a *authority) close() {
 	a.stop()
 	a.cache.Stop()
+	if !a.storage.close() {
+		a.logger.Warn("orders of certificates have not ended", "after", closeWait)
+	}
 }
 
 // qualifies tells whether the authority may be asked for a host: not for names that are no domain, nor, where it is a

@@ -79,3 +79,16 @@ func TestIsRouteHost_IsThatOfRoutesAndTags(t *testing.T) {
 		}
 	}
 }
+
+func TestAdmit_RefusesWhatIsNoWayToTreatRequestsWithoutTLS(t *testing.T) {
+	for _, name := range []string{"networking.knative.dev/http-protocol", "networking.knative.dev/httpOption"} {
+		for value, refused := range map[string]bool{"Enabled": false, "redirected": false, "disabled": true, "https": true} {
+			m := mapping(t, "shop.example.org", toHello)
+			m.Annotations = map[string]string{name: value}
+			_, err := admission(t).Admit(t.Context(), serving.Change{New: m, User: "ann"})
+			if (err != nil) != refused || refused && !strings.Contains(err.Error(), name) {
+				t.Errorf("%s: %q: %v", name, value, err)
+			}
+		}
+	}
+}
