@@ -30,7 +30,7 @@ var mayImport = map[string][]string{
 	"build":                   {"image"},
 	"autoscaler":              {"engine", "serving"},
 	"gateway/http1":           {},
-	"gateway/http1/http1test": {},
+	"gateway/http1/http1test": {"gateway/http1"},
 	"gateway":                 {"autoscaler", "engine", "gateway/http1", "serving"},
 	"reconcile":               {"autoscaler", "certificate", "engine", "gateway", "identity", "image", "serving", "store"},
 	"api":                     {"autoscaler", "engine", "identity", "serving", "store"},

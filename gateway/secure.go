@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -12,13 +13,22 @@ import (
 // ServeTLS is Serve for connections that begin with a TLS handshake: HTTP/2 where the client offers it (ALPN),
 // else HTTP/1.1. config chooses the certificate. A handshake may take Config.ReadHeaderTimeout.
 func (g *Gateway) ServeTLS(ctx context.Context, listener net.Listener, config *tls.Config) error {
+	config = config.Clone()
+	for _, protocol := range []string{"h2", "http/1.1"} {
+		if !slices.Contains(config.NextProtos, protocol) {
+			config.NextProtos = append(config.NextProtos, protocol)
+		}
+	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	server := g.server(protocols)
 	server.TLSConfig = config
+	server.ConnContext = withTLS
+	server.Handler = http.HandlerFunc(g.serveShaken)
 	return g.serve(ctx, server, func() error {
-		return server.ServeTLS(clientListener{Listener: listener, gateway: g, tls: true}, "", "")
+		shaken := newShakenListener(g, clientListener{Listener: listener, gateway: g, tls: true}, config)
+		return server.Serve(shaken)
 	})
 }
 

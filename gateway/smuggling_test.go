@@ -3,6 +3,7 @@ package gateway
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -106,58 +107,73 @@ func TestWire_ForwardsRequestsInOneWayOrRefusesThem(t *testing.T) {
 	onEveryFront(t, func(t *testing.T, serve serveFunc) {
 		var instance recorder
 		_, address := serve(Config{}, testRevision(), rawInstance(t, "hello-00001-a", instance.serve))
-		for _, c := range http1test.Smuggling() {
-			statuses, err := converse(address, &c)
-			requests, heads, wrong := instance.take()
-			fail := func(format string, args ...any) {
-				t.Helper()
-				t.Errorf("%s: %s\nsent %.300q\nanswers %v, error %v\nthe instance got %q", c.Name, fmt.Sprintf(format, args...), c.Sent, statuses, err, requests)
+		checkSmuggling(t, &instance, func() (net.Conn, error) { return net.Dial("tcp", address) })
+	})
+}
+
+func TestServeTLS_ForwardsRequestsInOneWayOrRefusesThem(t *testing.T) {
+	t.Parallel()
+	var instance recorder
+	a := NewActivator(testRevision())
+	a.Add(rawInstance(t, "hello-00001-a", instance.serve))
+	address, config, _, _ := startTLS(t, Config{}, a)
+	checkSmuggling(t, &instance, func() (net.Conn, error) { return tls.Dial("tcp", address, config) })
+}
+
+// checkSmuggling goes through the corpus.
+func checkSmuggling(t *testing.T, instance *recorder, dial func() (net.Conn, error)) {
+	t.Helper()
+	for _, c := range http1test.Smuggling() {
+		client, err := dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		statuses, err := converse(client, &c)
+		requests, heads, wrong := instance.take()
+		fail := func(format string, args ...any) {
+			t.Helper()
+			t.Errorf("%s: %s\nsent %.300q\nanswers %v, error %v\nthe instance got %q", c.Name, fmt.Sprintf(format, args...), c.Sent, statuses, err, requests)
+		}
+		var want []int
+		for range c.Forwarded {
+			want = append(want, 200)
+		}
+		forwarded := c.Forwarded
+		switch {
+		case c.Refused != 0:
+			want = append(want, c.Refused)
+			if n := len(want); c.Name == "a trailer of 100 KiB" && len(statuses) == n && statuses[n-1] == 400 {
+				want[n-1] = 400 // the standard library does not tell who reads the body why it breaks off
 			}
-			var want []int
-			for range c.Forwarded {
-				want = append(want, 200)
-			}
-			forwarded := c.Forwarded
-			switch {
-			case c.Refused != 0:
-				want = append(want, c.Refused)
-				if n := len(want); c.Name == "a trailer of 100 KiB" && len(statuses) == n && statuses[n-1] == 400 {
-					want[n-1] = 400 // the standard library does not tell who reads the body why it breaks off
-				}
-			case !c.Closes:
-				want = append(want, 200)
-				forwarded = append(forwarded[:len(forwarded):len(forwarded)], http1test.Request{Method: "GET", Target: "/last"})
-			}
-			if err != nil {
-				fail("the connection does not end")
-			}
-			if diff := cmp.Diff(want, statuses); diff != "" {
-				fail("answers: %s", diff)
-			}
-			if diff := cmp.Diff(forwarded, requests); diff != "" {
-				fail("forwarded: %s", diff)
-			}
-			for _, text := range wrong {
-				fail("the instance got %s", text)
-			}
-			for _, head := range heads {
-				for _, text := range c.Absent {
-					if strings.Contains(head, text) && !strings.HasPrefix(head, "get /last ") {
-						fail("%q reached the instance: %q", text, head)
-					}
+		case !c.Closes:
+			want = append(want, 200)
+			forwarded = append(forwarded[:len(forwarded):len(forwarded)], http1test.Request{Method: "GET", Target: "/last"})
+		}
+		if err != nil {
+			fail("the connection does not end")
+		}
+		if diff := cmp.Diff(want, statuses); diff != "" {
+			fail("answers: %s", diff)
+		}
+		if diff := cmp.Diff(forwarded, requests); diff != "" {
+			fail("forwarded: %s", diff)
+		}
+		for _, text := range wrong {
+			fail("the instance got %s", text)
+		}
+		for _, head := range heads {
+			for _, text := range c.Absent {
+				if strings.Contains(head, text) && !strings.HasPrefix(head, "get /last ") {
+					fail("%q reached the instance: %q", text, head)
 				}
 			}
 		}
-	})
+	}
 }
 
 // converse sends what a case says, and one more request where one may follow. It returns the statuses of the answers
 // up to the connection's end.
-func converse(address string, c *http1test.Case) (statuses []int, err error) {
-	client, err := net.Dial("tcp", address)
-	if err != nil {
-		return nil, err
-	}
+func converse(client net.Conn, c *http1test.Case) (statuses []int, err error) {
 	defer client.Close()
 	client.SetDeadline(time.Now().Add(wirePatience))
 	sent := c.Sent

@@ -127,8 +127,12 @@ func endOfText(b []byte, i int) int {
 func readField(head []byte, i int, f *Field, bareLF bool) (next int, err *Error) {
 	begin := i
 	classified := byte(0)
-	for i < len(head) && classes[head[i]]&isToken != 0 {
-		classified |= classes[head[i]]
+	for _, c := range head[begin:] {
+		class := classes[c]
+		if class&isToken == 0 {
+			break
+		}
+		classified |= class
 		i++
 	}
 	if i == len(head) || head[i] != ':' || i == begin {

@@ -2,7 +2,14 @@
 // different ways, with what has to become of each. Tests of the parser and of the gateway go through the same cases.
 package http1test
 
-import "strings"
+import (
+	"bytes"
+	"io"
+	"net/http/httputil"
+	"strings"
+
+	"github.com/berth-run/berth/gateway/http1"
+)
 
 // Case is what a client sends on a new connection, and what comes of it.
 type Case struct {
@@ -64,3 +71,55 @@ func (c Case) closing() Case { c.Closes = true; return c }
 func (c Case) without(texts ...string) Case { c.Absent = texts; return c }
 
 func many(text string, n int) string { return strings.Repeat(text, n) }
+
+// Read reads the requests that a connection brings, all of it being b, with package http1. It tells whether the last one
+// closes the connection. Its error is an *http1.Error, or io.ErrUnexpectedEOF where b ends within a request.
+func Read(b []byte, limits http1.Limits) (requests []Request, closes bool, err error) {
+	for len(b) > 0 {
+		b = b[http1.EmptyLines(b):]
+		end, _ := http1.FindEnd(b, 0)
+		if end == 0 {
+			if refused := limits.Exceeded(b); refused != nil {
+				return requests, true, refused
+			}
+			return requests, false, io.ErrUnexpectedEOF
+		}
+		var r http1.Request
+		if err := r.Parse(b[:end], limits); err != nil {
+			return requests, true, err
+		}
+		if string(r.Method) == "CONNECT" {
+			return requests, true, &http1.Error{Status: 405, Text: "CONNECT is not taken."}
+		}
+		body, rest, err := readBody(b[end:], r.Body, limits)
+		if err != nil {
+			return requests, err != io.ErrUnexpectedEOF, err
+		}
+		requests = append(requests, Request{string(r.Method), string(r.Target), string(body)})
+		if r.Close {
+			return requests, true, nil
+		}
+		b = rest
+	}
+	return requests, false, nil
+}
+
+func readBody(b []byte, length int64, limits http1.Limits) (body, rest []byte, err error) {
+	if length != http1.Chunked {
+		if int64(len(b)) < length {
+			return nil, nil, io.ErrUnexpectedEOF
+		}
+		return b[:length], b[length:], nil
+	}
+	var chunks http1.Chunks
+	b = bytes.Clone(b) // which is rewritten
+	out, consumed, done, err := chunks.Normalize(b, limits)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !done {
+		return nil, nil, io.ErrUnexpectedEOF
+	}
+	body, err = io.ReadAll(httputil.NewChunkedReader(bytes.NewReader(b[:out])))
+	return body, b[consumed:], err
+}
