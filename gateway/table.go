@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 )
 
 // Route is where the requests of one host go.
@@ -35,20 +36,41 @@ type Split struct {
 var ErrHostTaken = errors.New("the host belongs to another service")
 
 // table finds the route of a host. Readers take no lock and their cost does not grow with the number of hosts;
-// a change costs as much as the hosts of the owner that changes.
-//
-// A host leads to its owner, and the owner to all its routes behind one pointer: an owner's change is seen for
-// all its hosts at the same moment.
+// a change costs as much as the hosts of the owner that changes, which all see it at the same moment.
 type table struct {
-	hosts sync.Map // host (string) → *owner
+	hosts hosts
 
 	mu     sync.Mutex // serialises changes
 	owners map[string]*owner
 }
 
+// owner is who publishes hosts.
 type owner struct {
-	name   string
-	routes atomic.Pointer[map[string]*route]
+	name    string
+	entries []*entry // of its hosts
+}
+
+// entry is a published host. Its owner's changes are seen for all its hosts at the same moment: each gets its turn first,
+// which does not count yet, then all turns count at once, and then they become the routes.
+type entry struct {
+	host  string
+	route atomic.Pointer[route]
+	turn  atomic.Pointer[turn] // nil, or a change that is being made
+	owner *owner
+}
+
+// turn is a change of one host.
+type turn struct {
+	counts *atomic.Bool // shared by all turns of a change
+	route  *route       // nil to remove the host
+}
+
+// current is the host's route, nil when it is not published yet, or no more.
+func (e *entry) current() *route {
+	if t := e.turn.Load(); t != nil && t.counts.Load() {
+		return t.route
+	}
+	return e.route.Load()
 }
 
 // route is a Route that has been checked, with its weights summed. It never changes.
@@ -69,14 +91,21 @@ type split struct {
 }
 
 // lookup returns the route of a host as a client wrote it, or nil. A route that follows another host is that one's;
-// it follows one step only, so that no circle can be made.
+// it follows one step only, so that no circle can be made. It does not keep the host, and allocates nothing.
 func (t *table) lookup(host string) *route {
-	host, ok := normalizeHost(host)
-	if !ok {
-		return nil
+	plain := trimHost(host)
+	found := t.published(plain)
+	if found == nil { // rarely: a host in upper case, or none of ours
+		var buffer [maxHostLength]byte
+		clean, ok := lowerHost(&buffer, host)
+		if !ok || clean == plain {
+			return nil
+		}
+		if found = t.published(clean); found == nil {
+			return nil
+		}
 	}
-	found := t.published(host)
-	if found == nil || found.follow == "" {
+	if found.follow == "" {
 		return found
 	}
 	if found = t.published(found.follow); found == nil || found.follow != "" {
@@ -85,12 +114,12 @@ func (t *table) lookup(host string) *route {
 	return found
 }
 
+// published returns the route of a host in the form of normalizeHost, or nil.
 func (t *table) published(host string) *route {
-	found, ok := t.hosts.Load(host)
-	if !ok {
-		return nil
+	if e := t.hosts.find(host); e != nil {
+		return e.current()
 	}
-	return (*found.(*owner).routes.Load())[host]
+	return nil
 }
 
 // set replaces the hosts of an owner. When it returns an error nothing has changed.
@@ -111,8 +140,8 @@ func (t *table) set(name string, hosts map[string]*Route) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for host := range next {
-		if found, ok := t.hosts.Load(host); ok && found.(*owner).name != name {
-			return fmt.Errorf("publishing host %q of %s: %w: %s", host, name, ErrHostTaken, found.(*owner).name)
+		if e := t.hosts.find(host); e != nil && e.owner.name != name {
+			return fmt.Errorf("publishing host %q of %s: %w: %s", host, name, ErrHostTaken, e.owner.name)
 		}
 	}
 
@@ -127,25 +156,40 @@ func (t *table) set(name string, hosts map[string]*Route) error {
 		}
 		t.owners[name] = o
 	}
-	var before map[string]*route
-	if p := o.routes.Load(); p != nil {
-		before = *p
-	}
-	o.routes.Store(&next) // from here on every host of the owner follows the new routes
-	for host := range next {
-		if _, had := before[host]; !had {
-			t.hosts.Store(host, o)
-		}
-	}
-	for host := range before {
-		if _, has := next[host]; !has {
-			t.hosts.Delete(host)
-		}
-	}
-	if len(next) == 0 {
+	t.change(o, next)
+	if len(o.entries) == 0 {
 		delete(t.owners, name)
 	}
 	return nil
+}
+
+// change gives an owner's hosts their next routes, and removes those that have none. It uses the map up.
+func (t *table) change(o *owner, next map[string]*route) {
+	counts := new(atomic.Bool)
+	for _, e := range o.entries {
+		e.turn.Store(&turn{counts, next[e.host]})
+		delete(next, e.host)
+	}
+	for host, route := range next {
+		e := &entry{host: host, owner: o}
+		e.turn.Store(&turn{counts, route})
+		o.entries = append(o.entries, e)
+		t.hosts.add(e)
+	}
+	counts.Store(true) // from here on every host of the owner follows the new routes
+	stay := o.entries[:0]
+	for _, e := range o.entries {
+		route := e.turn.Load().route
+		e.route.Store(route)
+		e.turn.Store(nil)
+		if route == nil {
+			t.hosts.remove(e)
+		} else {
+			stay = append(stay, e)
+		}
+	}
+	clear(o.entries[len(stay):])
+	o.entries = stay
 }
 
 func newRoute(given *Route) (*route, error) {
@@ -204,15 +248,59 @@ func (r *route) choose() *Activator {
 	return r.splits[len(r.splits)-1].activator // not reached: n is below the last upTo
 }
 
+// maxHostLength is that of a host name (RFC 1035, 2.3.4) with a dot and a port, and more than that of an IP address.
+const maxHostLength = 253 + len(".:65535")
+
+// trimHost is a host without port and trailing dot: the form that the table uses, when it is that of a name in lower
+// case.
+func trimHost(host string) string {
+	end := len(host)
+	for end > 0 && '0' <= host[end-1] && host[end-1] <= '9' {
+		end--
+	}
+	if end > 0 && host[end-1] == ':' {
+		end--
+	} else {
+		end = len(host)
+	}
+	if end > 0 && host[end-1] == '.' && host[0] != '[' {
+		end--
+	}
+	return host[:end]
+}
+
 // normalizeHost brings a Host header into the form the table uses: lower case, without port and trailing dot.
 // It allocates nothing for a host that has no upper-case letter. It is false for a host whose port is not a number.
 func normalizeHost(host string) (string, bool) {
+	name, ok := cutHost(host)
+	return strings.ToLower(name), ok
+}
+
+// lowerHost is normalizeHost that never allocates: what it returns may be in the buffer. It is false for a host that is
+// longer than any published one.
+func lowerHost(buffer *[maxHostLength]byte, host string) (string, bool) {
+	name, ok := cutHost(host)
+	if !ok || len(name) > len(buffer) {
+		return "", false
+	}
+	for i := range len(name) {
+		c := name[i]
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		buffer[i] = c
+	}
+	return unsafe.String(&buffer[0], len(name)), true
+}
+
+// cutHost is a Host header without port and trailing dot.
+func cutHost(host string) (string, bool) {
 	if strings.HasPrefix(host, "[") { // an IPv6 address
 		end := strings.IndexByte(host, ']')
 		if end < 0 || !isPort(host[end+1:]) {
 			return "", false
 		}
-		return strings.ToLower(host[:end+1]), true
+		return host[:end+1], true
 	}
 	if i := strings.LastIndexByte(host, ':'); i >= 0 {
 		if !isPort(host[i:]) {
@@ -220,7 +308,7 @@ func normalizeHost(host string) (string, bool) {
 		}
 		host = host[:i]
 	}
-	return strings.ToLower(strings.TrimSuffix(host, ".")), true
+	return strings.TrimSuffix(host, "."), true
 }
 
 // isPort tells whether s is empty or a colon and digits.
