@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
 // startTLS serves a gateway over TLS, whose host hello.test leads to activator, and returns its address and a
@@ -255,5 +257,69 @@ func TestRedirect_SparesTrustedProxiesThatSpeakTLSAndChallenges(t *testing.T) {
 	}
 	if response, body := ask("/.well-known/acme-challenge/another", ""); response.StatusCode != 200 || !strings.HasPrefix(body, "GET hello.test") {
 		t.Errorf("a challenge of the service's own: %d %q", response.StatusCode, body)
+	}
+}
+
+func TestServeTLS_HoldsClientsToTheLimits(t *testing.T) {
+	address, config, _, _ := startTLS(t, Config{MaxConnections: 1}, seen(t))
+	first, err := tls.Dial("tcp", address, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tls.Dial("tcp", address, config); err == nil {
+		t.Error("there are more connections than there may be")
+	}
+	first.Close()
+	for end := time.Now().Add(20 * time.Second); ; {
+		c, err := tls.Dial("tcp", address, config)
+		if err == nil {
+			c.Close()
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the place of a connection that ended is not given to another: %v", err)
+		}
+	}
+}
+
+func TestServeTLS_LetsGoOfClientsThatStopReading(t *testing.T) {
+	for name, protocols := range map[string][]string{"HTTP/1.1": nil, "HTTP/2": {"h2"}} {
+		t.Run(name, func(t *testing.T) {
+			arrived := make(chan struct{})
+			a := NewActivator(testRevision())
+			a.Add(serveInstance(t, "hello-00001-a", func(w http.ResponseWriter, r *http.Request) {
+				close(arrived)
+				for r.Context().Err() == nil {
+					if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+						return
+					}
+				}
+			}))
+			address, config, _, _ := startTLS(t, Config{WriteTimeout: 200 * time.Millisecond}, a)
+			config.NextProtos = protocols
+			c, err := tls.Dial("tcp", address, config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if protocols == nil {
+				io.WriteString(c, "GET / HTTP/1.1\r\nHost: hello.test\r\n\r\n")
+			} else {
+				transport := &http2.Transport{}
+				cc, err := transport.NewClientConn(c)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := newRequest(t, "GET", address, "/", "")
+				r.URL.Scheme = "https"
+				response, err := cc.RoundTrip(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer response.Body.Close() // not read
+			}
+			<-arrived
+			waitForLoad(t, a, 0, 0)
+		})
 	}
 }
