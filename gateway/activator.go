@@ -23,7 +23,8 @@ type Revision struct {
 	// Timeout is the longest time from a request's arrival to the first byte of its response, the wait for an
 	// instance included (contract C16). A response that has begun is never cut by it.
 	Timeout time.Duration
-	// ResponseStart is the longest time from handing a request to an instance to the first byte of its response.
+	// ResponseStart is the longest time from handing a request to an instance to the first byte of its response. For an
+	// instance that took nothing of it no time counts: it begins anew with the next one. Timeout includes them all.
 	ResponseStart time.Duration
 	// Idle is the longest silence of an instance that has a request: before its response, and within it.
 	Idle time.Duration

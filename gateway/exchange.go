@@ -55,6 +55,8 @@ const (
 		"with more memory." // E12
 	textBroken  = "The request failed because either the HTTP response was malformed or connection to the instance had an error." // E13
 	textTimeout = "The request has been terminated because it has reached the maximum request timeout."                           // E15
+	// textTruncated is for the service's owner, in the log: the client has got a status already.
+	textTruncated = "Truncated response body" // E17
 )
 
 // statusClientGone is what the log and the metrics say of a request whose client went away. No client sees it.
@@ -141,7 +143,7 @@ func (x *exchange) fail(err error, member *member) {
 		x.cut = true
 		x.flush() // what there is of the response, also its head; a client that is gone is no matter here
 		if !errors.Is(err, errClientGone) && x.request.Context().Err() == nil {
-			x.gateway.config.Logger.Warn("response cut", x.logFields(err)...)
+			x.gateway.config.Logger.Warn(cutMessage(err), x.logFields(err)...)
 		}
 		return
 	case x.request.Context().Err() != nil || errors.Is(err, errClientGone):
@@ -177,6 +179,14 @@ func (g *Gateway) refusalOf(ctx context.Context, err error, member *member) *ref
 		return &refusal{status: http.StatusInternalServerError, text: textMemory}
 	}
 	return &refusal{status: http.StatusServiceUnavailable, text: textBroken}
+}
+
+// cutMessage is what the log says of a response that had begun and could not be finished.
+func cutMessage(err error) string {
+	if errors.Is(err, errTruncated) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return textTruncated
+	}
+	return "response cut"
 }
 
 func (x *exchange) logFields(err error) []any {

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,6 +60,56 @@ func TestGateway_CountsTheWaitForAnInstanceIntoTheTimeout(t *testing.T) {
 	_, address := startGateway(t, Config{}, a)
 	if response, body := fetch(t, newRequest(t, "GET", address, "/", "")); response.StatusCode != 504 || body != textTimeout+"\n" {
 		t.Errorf("got %d %q", response.StatusCode, body)
+	}
+}
+
+// lateInstance refuses so many connections before it takes one.
+type lateInstance struct {
+	*fakeInstance
+	refusals atomic.Int64
+}
+
+func (i *lateInstance) Dial(ctx context.Context) (net.Conn, error) {
+	if i.refusals.Add(-1) >= 0 {
+		return nil, syscall.ECONNREFUSED
+	}
+	return i.fakeInstance.Dial(ctx)
+}
+
+func TestGateway_ResponseStartCountsFromTheInstanceThatTakesTheRequest(t *testing.T) {
+	const refused = 8 * dialPause
+	for _, test := range []struct {
+		start, timeout time.Duration
+		status         int
+	}{
+		{start: refused, timeout: 10 * time.Second, status: 200},
+		{start: refused / 8, timeout: 10 * time.Second, status: 504},
+		{start: 10 * time.Second, timeout: refused + refused/8, status: 504}, // all tries are within the timeout
+	} {
+		for name, client := range map[string]*http.Client{"HTTP/1.1": http.DefaultClient, "HTTP/2": http2Client(t)} {
+			t.Run(fmt.Sprintf("%s within %s and %s", name, test.start, test.timeout), func(t *testing.T) {
+				revision := testRevision()
+				revision.ResponseStart, revision.Timeout = test.start, test.timeout
+				a := NewActivator(revision)
+				late := &lateInstance{fakeInstance: serveInstance(t, "late", func(w http.ResponseWriter, r *http.Request) {
+					select {
+					case <-time.After(refused / 2): // with the pauses before it, longer than start
+					case <-r.Context().Done():
+					}
+				})}
+				late.refusals.Store(8)
+				a.Add(late)
+				_, address := startGateway(t, Config{}, a)
+				response, err := client.Do(newRequest(t, "GET", address, "/", ""))
+				if err != nil {
+					t.Fatal(err)
+				}
+				response.Body.Close()
+				if response.StatusCode != test.status {
+					t.Errorf("got %d, want %d", response.StatusCode, test.status)
+				}
+			})
+		}
 	}
 }
 

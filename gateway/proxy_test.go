@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -620,6 +621,41 @@ func TestProxy_ShowsTheClientThatAResponseIsTruncated(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestProxy_TellsTheOwnerOfATruncatedResponse(t *testing.T) {
+	for name, client := range map[string]*http.Client{"HTTP/1.1": http.DefaultClient, "HTTP/2": http2Client(t)} {
+		t.Run(name, func(t *testing.T) {
+			a := NewActivator(testRevision())
+			a.Add(rawInstance(t, "hello-00001-a", func(c net.Conn) {
+				http.ReadRequest(bufio.NewReader(c))
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+			}))
+			lines := make(chan string, 10)
+			_, address := startGateway(t, Config{Logger: slog.New(slog.NewTextHandler(lineWriter(lines), nil))}, a)
+			response, err := client.Do(newRequest(t, "GET", address, "/", ""))
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.Copy(io.Discard, response.Body)
+			response.Body.Close()
+			for _, want := range []string{"level=WARN", `msg="Truncated response body"`, "service=hello", "revision=hello-00001", "instance=hello-00001-a"} {
+				line := <-lines
+				if !strings.Contains(line, want) {
+					t.Errorf("the log says %q, want %q in it", line, want)
+				}
+				lines <- line
+			}
+		})
+	}
+}
+
+// lineWriter passes on each write.
+type lineWriter chan string
+
+func (w lineWriter) Write(p []byte) (int, error) {
+	w <- string(p)
+	return len(p), nil
 }
 
 func TestProxy_NeverSendsARequestTwiceThatIsNotIdempotent(t *testing.T) {

@@ -25,7 +25,7 @@ type relay struct {
 	tag       string
 	instance  string // the last one that it was given to
 	arrived   time.Time
-	claimed   time.Time // when it was first given to an instance; zero while it was not
+	claimed   time.Time // when it was given to the instance; zero while it has none
 	trace     traceContext
 	affinity  affinity // what the client's cookie says, where the route has affinity
 	proto     string   // what the client speaks: http, or at a trusted proxy https
@@ -223,10 +223,7 @@ func (c *client) takeBody(p []byte) (body, rest []byte, err error) {
 
 // give notes whose slot the request has now.
 func (x *relay) give(m *member, now time.Time) {
-	x.member, x.instance = m, m.id
-	if x.claimed.IsZero() {
-		x.claimed = now
-	}
+	x.member, x.instance, x.claimed = m, m.id, now
 }
 
 // claim waits for a slot on an instance.
@@ -722,7 +719,7 @@ func (c *client) fail(err error) {
 	l, x := c.loop, &c.relay
 	c.dropConn()
 	if x.begun {
-		l.logger.Warn("response cut", c.logFields(err)...)
+		l.logger.Warn(cutMessage(err), c.logFields(err)...)
 		x.cut = true
 		c.last = true
 		c.finish()
