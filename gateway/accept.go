@@ -124,7 +124,8 @@ func (c *handedConn) Read(p []byte) (int, error) {
 // CloseWrite is what net/http ends a connection with, so that its last response arrives.
 func (c *handedConn) CloseWrite() error { return c.Conn.(interface{ CloseWrite() error }).CloseWrite() }
 
-// handedListener is the listener that net/http gets the connections from that loops hand over.
+// handedListener is the listener that net/http gets the connections from that loops hand over, and those that have
+// changed to HTTP/2.
 type handedListener struct {
 	address net.Addr
 	conns   chan net.Conn
@@ -142,6 +143,15 @@ func (h *handedListener) give(c net.Conn) {
 	case h.conns <- c:
 	case <-h.closed:
 		c.Close()
+	}
+}
+
+func (h *handedListener) isClosed() bool {
+	select {
+	case <-h.closed:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
 func TestAdmission_CountsConnectionsOfEachClient(t *testing.T) {
@@ -91,6 +93,40 @@ func TestServe_RefusesOneConnectionMoreThanThereMayBe(t *testing.T) {
 	}
 	if response := requestOn(t, dialRaw(t, address), "GET / HTTP/1.1\r\nHost: hello.test\r\n\r\n"); response.StatusCode != http.StatusOK {
 		t.Errorf("got %d", response.StatusCode)
+	}
+}
+
+func TestServe_KeepsThePlaceOfAConnectionThatChangesItsProtocol(t *testing.T) {
+	a := NewActivator(testRevision())
+	a.Add(serveInstance(t, "a", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") }))
+	g, address := startGateway(t, Config{MaxConnections: 1}, a)
+	for name, open := range map[string]func() (net.Conn, *frames){
+		"prior knowledge": func() (net.Conn, *frames) {
+			f := priorHTTP2(t, address)
+			f.get(t, 1, "/")
+			return f.conn, f
+		},
+		"upgrade": func() (net.Conn, *frames) {
+			c, reader, _ := upgradeRaw(t, address, "GET / HTTP/1.1\r\n")
+			io.WriteString(c, http2.ClientPreface)
+			f := newFrames(c, reader)
+			f.WriteSettings()
+			return c, f
+		},
+	} {
+		c, f := open()
+		if status, body := f.response(t, 1); status != "200" || body != "hello" {
+			t.Errorf("%s: got %s %q", name, status, body)
+		}
+		if n := g.clients.count(); n != 1 {
+			t.Errorf("%s: %d connections are counted", name, n)
+		}
+		c.Close()
+		for end := time.Now().Add(10 * time.Second); g.clients.count() > 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: %d connections are counted after it was closed", name, g.clients.count())
+			}
+		}
 	}
 }
 

@@ -196,13 +196,17 @@ func (c *client) read() bool {
 func (c *client) handOver(read []byte) {
 	l := c.loop
 	l.remove(&c.socket)
-	conn, err := newHandedConn(c.fd, read)
+	handed, err := newHandedConn(c.fd, read)
 	c.fd, c.state = -1, stateClosed
 	c.forget()
 	if err != nil {
+		l.gateway.clients.leave(c.origin)
 		l.logger.Warn("a connection was lost", "error", err)
 		return
 	}
+	conn := newClientConn(handed, l.gateway.config.WriteTimeout)
+	from := c.origin
+	conn.left = func() { l.gateway.clients.leave(from) } // it keeps its place until it is closed
 	l.handOff(conn)
 }
 
@@ -254,11 +258,11 @@ func (c *client) close() {
 	c.loop.close(&c.socket)
 	c.state = stateClosed
 	c.forget()
+	c.loop.gateway.clients.leave(c.origin)
 }
 
 func (c *client) forget() {
 	l := c.loop
-	l.gateway.clients.leave(c.origin)
 	l.timers.remove(&c.timer)
 	l.release(c.held)
 	c.held = nil

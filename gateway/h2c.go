@@ -25,11 +25,11 @@ type upgrader struct {
 	gateway  *Gateway
 	server   *http.Server
 	start    sync.Once
-	upgraded *connListener
+	upgraded *handedListener
 }
 
 func newUpgrader(g *Gateway, server *http.Server) *upgrader {
-	return &upgrader{gateway: g, server: server, upgraded: newConnListener()}
+	return &upgrader{gateway: g, server: server, upgraded: newHandedListener(&net.TCPAddr{})}
 }
 
 // ServeHTTP implements [http.Handler].
@@ -213,51 +213,3 @@ func mergeSettings(first, second []byte) []byte {
 	}
 	return merged
 }
-
-// connListener is a listener whose connections are given to it.
-type connListener struct {
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func newConnListener() *connListener {
-	return &connListener{conns: make(chan net.Conn), closed: make(chan struct{})}
-}
-
-// give hands over a connection; it is closed when the listener is.
-func (l *connListener) give(c net.Conn) {
-	select {
-	case l.conns <- c:
-	case <-l.closed:
-		c.Close()
-	}
-}
-
-func (l *connListener) isClosed() bool {
-	select {
-	case <-l.closed:
-		return true
-	default:
-		return false
-	}
-}
-
-// Accept implements [net.Listener].
-func (l *connListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close implements [net.Listener].
-func (l *connListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
-}
-
-// Addr implements [net.Listener]. Nothing listens anywhere.
-func (l *connListener) Addr() net.Addr { return &net.TCPAddr{} }

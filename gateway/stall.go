@@ -28,6 +28,9 @@ func (l clientListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
+		if counted, ok := c.(*clientConn); ok {
+			return counted, nil // a loop has handed it over
+		}
 		from := addressOfConn(c)
 		if refused := l.gateway.clients.enter(from); refused != nil {
 			if !l.tls {

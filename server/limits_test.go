@@ -1,9 +1,34 @@
 package server
 
 import (
+	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/berth-run/berth/gateway"
 )
+
+func TestLimits_AreEachASettingOfTheGateway(t *testing.T) {
+	var limits Limits
+	fields := reflect.ValueOf(&limits).Elem()
+	for i := range fields.NumField() {
+		fields.Field(i).SetInt(int64(i + 1))
+	}
+	var got gateway.Config
+	limits.fill(&got)
+	want := gateway.Config{
+		MaxHeaderBytes: 1, MaxHeaderFields: 2, MaxTargetBytes: 3, MaxBodyBytes: 4, ReadHeaderTimeout: 5, IdleTimeout: 6,
+		WriteTimeout: 7, MaxStreams: 8, MaxResets: 9, MaxConnections: 10, MaxConnectionsPerClient: 11,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if fields.NumField() != 11 {
+		t.Errorf("there are %d limits: say above what each one sets", fields.NumField())
+	}
+}
 
 func TestLimits_FitIntoTheOpenFiles(t *testing.T) {
 	for _, c := range []struct {
