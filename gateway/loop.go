@@ -59,7 +59,7 @@ type loop struct {
 const (
 	// readSize is how much one read takes at most: a read and a write of it cost about as much again as the system calls
 	// themselves.
-	readSize = 64 << 10
+	readSize = 128 << 10
 	// bufferSize is the size of the buffers that hold what waits. One that had to grow beyond keepSize is not kept.
 	bufferSize = 4 << 10
 	keepSize   = 64 << 10
