@@ -115,6 +115,7 @@ func (c *client) step() bool {
 		}
 		if n > 0 {
 			c.stalled = c.loop.tick
+			c.relay.heard = c.loop.tick // the instance was not listened to
 		}
 	}
 	if c.broken {
@@ -381,6 +382,13 @@ func (c *client) expire() {
 		c.close()
 	}
 	c.run()
+}
+
+// giveUp implements runner.
+func (c *client) giveUp() {
+	x := &c.relay
+	x.keep, x.cut = false, true
+	c.close()
 }
 
 // shutdown lets the client end: at once when it has no request, else with that.

@@ -13,6 +13,7 @@ type instanceConn struct {
 	pool      *instanceConns
 	client    *client // whose request is on it; nil while it is idle
 	held      []byte  // what was read and is not used yet
+	searched  int     // how far held was searched for the end of a head
 	out       outbox
 	used      bool // a request before this one ended well on it
 	idleSince time.Duration
@@ -111,6 +112,15 @@ func (c *instanceConn) run() {
 			c.pool.close(c)
 			return
 		}
+	}
+}
+
+// giveUp implements runner.
+func (c *instanceConn) giveUp() {
+	if c.client != nil {
+		c.client.giveUp()
+	} else {
+		c.pool.close(c)
 	}
 }
 

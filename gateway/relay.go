@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -386,6 +387,7 @@ func (c *client) forward(conn *instanceConn, body []byte) {
 	conn.accepted = 0
 	x.heard = l.tick
 	x.limit, x.doubt, x.upBroken = 0, 0, false
+	conn.searched = 0
 	if at := x.deadline(); !at.IsZero() {
 		x.limit = at.Sub(l.began)
 	}
@@ -413,6 +415,7 @@ func (c *client) relayUp() bool {
 		if _, err := l.flush(&conn.socket, &conn.out); err != nil {
 			x.upBroken = true
 			l.drop(&conn.out)
+			conn.readable = true
 		}
 	}
 	if x.upDone || x.upBroken || x.doubt != 0 || !conn.out.empty() || !c.readable {
@@ -487,8 +490,8 @@ func (c *client) readHead(p []byte) {
 	l, x := c.loop, &c.relay
 	conn := x.conn
 	for {
-		end, _ := http1.FindEnd(p, 0)
-		if end == 0 || end > maxResponseHead {
+		end := 0
+		if end, conn.searched = http1.FindEnd(p, conn.searched); end == 0 || end > maxResponseHead {
 			if len(p) > maxResponseHead {
 				c.fail(fmt.Errorf("%w: its head is longer than %d bytes", errMalformed, maxResponseHead))
 				return
@@ -810,6 +813,13 @@ func (c *client) tunnel(r *http1.Response, p []byte) {
 	l.head = c.appendSwitch(l.head[:0], r)
 	x.conn.held = l.hold(x.conn.held, nil)
 	x.sent += int64(len(p))
+	// It may last for long: only what the log will say of the request is kept.
+	head := x.head
+	x.head = nil
+	if l.gateway.log != nil {
+		x.head = slices.Clone(head[:x.method+1+x.target+len(headHost)+x.host])
+	}
+	l.release(head)
 	c.send(l.head, p)
 }
 

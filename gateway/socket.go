@@ -27,7 +27,10 @@ type socket struct {
 }
 
 // runner is what goes on with the work of a socket when it has changed.
-type runner interface{ run() }
+type runner interface {
+	run()
+	giveUp() // closes what can be closed, after a fault in run
+}
 
 // errAgain says that a socket has nothing to read now.
 var errAgain = errors.New("nothing to read yet")
