@@ -17,6 +17,7 @@ type instanceConn struct {
 	out       outbox
 	used      bool // a request before this one ended well on it
 	idleSince time.Duration
+	idle      time.Duration // how long it was idle before it was taken last
 }
 
 // instanceConns are a loop's connections to one instance. Each loop has its own, so that taking one needs no lock.
@@ -41,13 +42,17 @@ func (l *loop) conns(m *member) *instanceConns {
 	return pool
 }
 
-// take returns an idle connection that nothing is known to be wrong with; nil when there is none.
+// take returns an idle connection that nothing is known to be wrong with, and that its instance is not about to close;
+// nil when there is none.
 func (p *instanceConns) take() *instanceConn {
 	n := len(p.idle)
 	if n == 0 {
 		return nil
 	}
 	c := p.idle[n-1]
+	if c.idle = p.loop.tick - c.idleSince; !p.conns.habit.usable(c.idle) {
+		return nil // nor are those that were used before it
+	}
 	p.idle[n-1] = nil
 	p.idle = p.idle[:n-1]
 	return c
@@ -108,6 +113,7 @@ func (c *instanceConn) run() {
 	idle := c.pool.idle
 	for i := range idle {
 		if idle[i] == c {
+			c.pool.conns.habit.ended(c.pool.loop.tick - c.idleSince)
 			c.pool.idle = append(idle[:i], idle[i+1:]...)
 			c.pool.close(c)
 			return

@@ -644,6 +644,9 @@ func (c *client) unanswered(err error) {
 		switch fateOf(conn.fd, conn.accepted, conn.sendErr) {
 		case untaken:
 			reused := conn.used
+			if reused {
+				conn.pool.conns.habit.ended(conn.idle)
+			}
 			c.dropConn()
 			if reused { // it closed it for its idleness: a new one will do
 				c.dial()

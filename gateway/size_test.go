@@ -61,13 +61,21 @@ func TestGateway_NeverGivesTheInstancePartOfABodyForAWholeOne(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			revision := testRevision()
 			set(&revision)
-			saw := make(chan error, 1)
+			began, saw := make(chan struct{}), make(chan error, 1)
 			a, address := throughConfig(t, Config{MaxBodyBytes: 100_000}, revision, func(w http.ResponseWriter, r *http.Request) {
+				close(began)
 				_, err := io.Copy(io.Discard, r.Body)
 				saw <- err
 			})
 			r := newRequest(t, "POST", address, "/", "x")
-			r.Body = io.NopCloser(strings.NewReader(strings.Repeat("x", 100_001)))
+			reader, writer := io.Pipe()
+			go func() {
+				io.WriteString(writer, strings.Repeat("x", 50_000))
+				<-began
+				io.WriteString(writer, strings.Repeat("x", 50_001))
+				writer.Close()
+			}()
+			r.Body = reader
 			r.ContentLength = -1
 			response, body := fetch(t, r)
 			if response.StatusCode != http.StatusRequestEntityTooLarge || !strings.Contains(body, "larger than 100000 bytes") {
