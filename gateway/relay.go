@@ -640,13 +640,13 @@ func (c *client) instanceEnded(err error) {
 func (c *client) unanswered(err error) {
 	x := &c.relay
 	conn := x.conn
+	if conn.used {
+		conn.pool.conns.habit.ended(conn.idle)
+	}
 	if err == io.EOF && x.repeat {
 		switch fateOf(conn.fd, conn.accepted, conn.sendErr) {
 		case untaken:
 			reused := conn.used
-			if reused {
-				conn.pool.conns.habit.ended(conn.idle)
-			}
 			c.dropConn()
 			if reused { // it closed it for its idleness: a new one will do
 				c.dial()
