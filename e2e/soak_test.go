@@ -126,9 +126,13 @@ func (s *soak) round(r rhythm) {
 	enough()
 	askers.Wait()
 	if err != nil {
-		s.t.Fatal(err)
+		s.ledger.judge(s.t)
+		s.t.Fatalf("%v, after these requests:\n%v", err, s.ledger)
 	}
-	s.t.Logf("%d requests; deleting the services", s.ledger.requests())
+	for _, name := range []string{rolling, calls, waves} {
+		s.awaitZero(name)
+	}
+	s.t.Logf("%d requests so far; deleting the services", s.ledger.requests())
 	s.deleteAll()
 }
 
@@ -158,6 +162,7 @@ func (s *soak) askers(r rhythm) []*asker {
 	add(3, "gRPC", calls, pause, asker{ask: callGRPC, transport: speaksHTTP2()})
 	add(2, "HTTP/2 to HTTP/2 work", calls, pause, asker{ask: work(50, 500), transport: speaksHTTP2()})
 	add(2, "HTTP/1.1 to HTTP/2 GET", calls, pause, asker{ask: get})
+	add(2, "server-sent events, HTTP/2 to HTTP/2", calls, pause, asker{ask: follow(r.longest), transport: speaksHTTP2()})
 	add(1, "HTTP/1.1 to HTTP/2 POST, chunked", calls, pause, asker{ask: postChunked})
 	add(3, "GET beside unready instances", moody, pause, asker{ask: get})
 	return all
