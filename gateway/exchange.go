@@ -69,6 +69,12 @@ const (
 	dyingWait = 2 * time.Second
 )
 
+// isHopeless tells whether a request that instances have refused for so long is not tried again: what refused it last is
+// not an instance whose end is not known yet.
+func isHopeless(m *member, refused time.Duration) bool {
+	return refused > dyingWait && !hasExited(m.instance)
+}
+
 // Errors of forwarding, beside errUnreachable and errMalformed.
 var (
 	errClientGone = errors.New("the client is gone")

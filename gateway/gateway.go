@@ -188,11 +188,16 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if member == nil {
 		member, err = x.hold()
 	}
-	for tries := 0; err == nil; tries++ {
+	var unreached time.Time // when an instance first took no connection; zero while none has
+	for err == nil {
 		x.claimed = time.Now()
 		x.member, x.instance = member, member.id
 		err = x.forward(member)
-		if !errors.Is(err, errUnreachable) || tries >= maxTries && !hasExited(member.instance) {
+		unreachable := errors.Is(err, errUnreachable)
+		if unreachable && unreached.IsZero() {
+			unreached = time.Now()
+		}
+		if !unreachable || isHopeless(member, time.Since(unreached)) {
 			x.activator.release(member, time.Now())
 			break
 		}
@@ -210,9 +215,6 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler) // the response has begun and cannot be finished: let the client see that
 	}
 }
-
-// maxTries is how often a request is tried again on living instances that refuse connections.
-const maxTries = 8
 
 // serveStandard is Serve with the standard library's server.
 func (g *Gateway) serveStandard(ctx context.Context, listener net.Listener) error {

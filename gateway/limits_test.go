@@ -496,6 +496,42 @@ func TestGateway_GivesUpOnInstancesThatRefuseForever(t *testing.T) {
 	waitForLoad(t, a, 0, 0)
 }
 
+func TestGateway_WaitsUntilTheEndOfAnInstanceIsKnown(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener.Close()
+	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
+		t.Run(name, func(t *testing.T) {
+			revision := testRevision()
+			revision.HTTP2 = http2
+			a := NewActivator(revision)
+			dying := newFakeInstance("dying", listener.Addr().String())
+			a.Add(dying)
+			_, address := startGateway(t, Config{}, a)
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				if response, body := fetch(t, newRequest(t, "GET", address, "/", "")); response.StatusCode != 200 {
+					t.Errorf("got %d %q", response.StatusCode, body)
+				}
+			}()
+			const many = 15 // what a busy machine may take to see an instance's end, in pauses between dials
+			for dying.dials.Load() < many {
+				select {
+				case <-done:
+					t.Fatalf("it was answered after %d dials", dying.dials.Load())
+				case <-time.After(time.Millisecond):
+				}
+			}
+			dying.kill(engine.Exit{Signal: 9})
+			a.Add(serveInstance(t, "next", func(http.ResponseWriter, *http.Request) {}))
+			<-done
+		})
+	}
+}
+
 // TestGateway_UnderStress sends requests from many clients while instances come, drain and are killed.
 func TestGateway_UnderStress(t *testing.T) {
 	const clients, rounds, concurrency = 64, 60, 4

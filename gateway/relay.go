@@ -28,9 +28,9 @@ type relay struct {
 	arrived   time.Time
 	claimed   time.Time // when it was given to the instance; zero while it has none
 	trace     traceContext
-	affinity  affinity // what the client's cookie says, where the route has affinity
-	proto     string   // what the client speaks: http, or at a trusted proxy https
-	tries     int
+	affinity  affinity  // what the client's cookie says, where the route has affinity
+	proto     string    // what the client speaks: http, or at a trusted proxy https
+	unreached time.Time // when an instance first took no connection; zero while none has
 
 	head    []byte // the request's head as the instance gets it, and what more may have to be sent again
 	headEnd int    // of the head
@@ -352,7 +352,10 @@ func (c *client) readAhead() bool {
 // little later.
 func (c *client) unreachable(err error) {
 	x := &c.relay
-	if x.tries++; x.tries > maxTries && !hasExited(x.member.instance) {
+	if x.unreached.IsZero() {
+		x.unreached = c.loop.now
+	}
+	if isHopeless(x.member, c.loop.now.Sub(x.unreached)) {
 		c.fail(fmt.Errorf("%w: %w", errUnreachable, err))
 		return
 	}
