@@ -58,6 +58,17 @@ func (p *instanceConns) take() *instanceConn {
 	return c
 }
 
+// takeFor is take for a request that is all there and can be sent again, or for one that cannot: then it looks whether the
+// instance has closed the connection, which the loop may not have heard of yet.
+func (p *instanceConns) takeFor(repeatable bool) *instanceConn {
+	c := p.take()
+	for !repeatable && c != nil && !c.quiet() {
+		p.close(c)
+		c = p.take()
+	}
+	return c
+}
+
 // put keeps a connection whose response was read to its end.
 func (p *instanceConns) put(c *instanceConn) {
 	c.client = nil

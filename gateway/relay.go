@@ -181,7 +181,7 @@ func (c *client) begin(p []byte, end int) bool {
 		return false
 	}
 	x.give(m, x.arrived)
-	conn := l.conns(m).take()
+	conn := l.conns(m).takeFor(x.upDone && len(first) <= maxRepeat)
 	if conn == nil {
 		x.head = append(x.head, first...)
 		c.dial()
@@ -265,7 +265,7 @@ func (c *client) claimPosted(l *loop, id uint64, activator *Activator, m *member
 			c.fail(err)
 		} else {
 			x.give(m, time.Now())
-			if conn := l.conns(m).take(); conn != nil {
+			if conn := l.conns(m).takeFor(x.upDone); conn != nil {
 				x.repeat = true
 				c.forward(conn, nil)
 			} else {
