@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -88,6 +89,7 @@ func (l *loop) serveClient(fd int, from netip.Addr) {
 
 // run takes steps until the client must wait, or has had its turn.
 func (c *client) run() {
+	defer c.guard()
 	c.queued = false
 	for range maxTurn {
 		if c.fd < 0 {
@@ -351,6 +353,7 @@ func (c *client) arm() {
 
 // expire is called when the timer's time has come.
 func (c *client) expire() {
+	defer c.guard()
 	at, what := c.due()
 	if at == 0 || at > c.loop.tick {
 		c.arm()
@@ -384,8 +387,14 @@ func (c *client) expire() {
 	c.run()
 }
 
-// giveUp implements runner.
-func (c *client) giveUp() {
+// guard is deferred wherever the work of a client begins: a fault in our code costs one connection, not the server.
+func (c *client) guard() {
+	fault := recover()
+	if fault == nil {
+		return
+	}
+	c.loop.logger.Error("a connection was given up after a fault of the gateway", "fault", fault, "stack", string(debug.Stack()))
+	defer func() { recover() }() // of what is left there is nothing more to say
 	x := &c.relay
 	x.keep, x.cut = false, true
 	c.close()

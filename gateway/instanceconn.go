@@ -132,15 +132,6 @@ func (c *instanceConn) run() {
 	}
 }
 
-// giveUp implements runner.
-func (c *instanceConn) giveUp() {
-	if c.client != nil {
-		c.client.giveUp()
-	} else {
-		c.pool.close(c)
-	}
-}
-
 // expire closes the connections that have been idle for long.
 func (p *instanceConns) expire() {
 	n := 0

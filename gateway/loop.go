@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -172,7 +171,7 @@ func (l *loop) serve(ctx context.Context) error {
 		again := l.again
 		l.again = nil
 		for _, r := range again {
-			l.run(r)
+			r.run()
 		}
 		l.timers.fire(l.tick)
 	}
@@ -237,19 +236,7 @@ func (l *loop) handle(event *unix.EpollEvent) {
 	if event.Events&unix.EPOLLERR != 0 {
 		s.broken = true
 	}
-	l.run(s.runner)
-}
-
-// run lets a connection go on. A fault in our code costs that connection, not the server.
-func (l *loop) run(r runner) {
-	defer func() {
-		if fault := recover(); fault != nil {
-			l.logger.Error("a connection was given up after a fault of the gateway", "fault", fault, "stack", string(debug.Stack()))
-			defer func() { recover() }() // of what is left there is nothing more to say
-			r.giveUp()
-		}
-	}()
-	r.run()
+	s.runner.run()
 }
 
 func (l *loop) takePosted() {

@@ -253,6 +253,7 @@ func (c *client) claimAgain() {
 
 func (c *client) claimPosted(l *loop, id uint64, activator *Activator, m *member, err error) {
 	taken := l.post(func() {
+		defer c.guard()
 		x := &c.relay
 		if c.fd < 0 || x.id != id || c.state != stateHolding {
 			if err == nil {
@@ -287,6 +288,7 @@ func (c *client) dial() {
 	go func() {
 		fd, err := conns.dialSocket(ctx, at)
 		taken := l.post(func() {
+			defer c.guard()
 			if c.fd < 0 || x.id != id || c.state != stateHolding {
 				if err == nil {
 					unix.Close(fd)
@@ -747,6 +749,7 @@ func (c *client) fail(err error) {
 	go func() {
 		with := l.gateway.refusalOf(ctx, err, m)
 		l.post(func() {
+			defer c.guard()
 			if c.fd >= 0 && x.id == id && c.state == stateHolding {
 				c.waited()
 				c.refuse(with)

@@ -27,10 +27,7 @@ type socket struct {
 }
 
 // runner is what goes on with the work of a socket when it has changed.
-type runner interface {
-	run()
-	giveUp() // closes what can be closed, after a fault in run
-}
+type runner interface{ run() }
 
 // errAgain says that a socket has nothing to read now.
 var errAgain = errors.New("nothing to read yet")

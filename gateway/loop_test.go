@@ -1,0 +1,74 @@
+package gateway
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// A fault in our code must cost one connection, and leave nothing behind.
+func TestLoop_AFaultEndsOneConnection(t *testing.T) {
+	var logged lockedBuffer
+	var armed atomic.Bool
+	a := NewActivator(testRevision())
+	a.Add(serveInstance(t, "a", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") }))
+	g, address := startGateway(t, Config{Logger: slog.New(slog.NewTextHandler(&logged, nil)), Challenge: func(string, string) (string, bool) {
+		if armed.Load() {
+			panic("a fault of the test")
+		}
+		return "", false
+	}}, a)
+	other := dialClient(t, address)
+	io.WriteString(other, "GET / HTTP/1.1\r\nHost: hello.test\r\n\r\n")
+	readUntil(t, other, "hello")
+	armed.Store(true)
+	broken := dialClient(t, address)
+	io.WriteString(broken, "GET "+challengePath+"x HTTP/1.1\r\nHost: hello.test\r\n\r\n")
+	if rest, err := io.ReadAll(broken); len(rest) > 0 || err != nil && !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after a fault the client got %q, %v", rest, err)
+	}
+	io.WriteString(other, "GET / HTTP/1.1\r\nHost: hello.test\r\n\r\n")
+	readUntil(t, other, "hello")
+	waitForLoad(t, a, 0, 0)
+	other.Close()
+	for end := time.Now().Add(10 * time.Second); g.clients.count() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d connections are counted", g.clients.count())
+		}
+	}
+	logged.mu.Lock()
+	defer logged.mu.Unlock()
+	if !strings.Contains(logged.b.String(), "a fault of the test") {
+		t.Errorf("the log is %s", logged.b.String())
+	}
+}
+
+func dialClient(t *testing.T, address string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	return c
+}
+
+func readUntil(t *testing.T, c net.Conn, end string) {
+	t.Helper()
+	var got []byte
+	for buffer := make([]byte, 1024); !bytes.HasSuffix(got, []byte(end)); {
+		n, err := c.Read(buffer)
+		got = append(got, buffer[:n]...)
+		if err != nil {
+			t.Fatalf("waiting for %q: got %q, then %v", end, got, err)
+		}
+	}
+}
