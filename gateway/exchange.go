@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/berth-run/berth/engine"
+	"github.com/berth-run/berth/gateway/http1"
 )
 
 // exchange is one request and its response, while it is in the gateway.
@@ -88,10 +89,13 @@ func refuse(r *http.Request) *refusal {
 	if refused := refuseMethod(r.Method); refused != nil {
 		return refused
 	}
-	// An HTTP/2 client can put into its path what would be more than one field of an HTTP/1.1 request line.
-	for i := range len(r.RequestURI) {
-		if b := r.RequestURI[i]; b <= ' ' || b == 0x7f {
-			return &refusal{status: http.StatusBadRequest, text: "The request's path has a space or a control character; percent-encode it."}
+	// HTTP/2 has no rules of HTTP/1.1's, in which the request may be passed on.
+	if wrong := http1.CheckTarget(r.Method, r.RequestURI); wrong != nil {
+		return &refusal{status: wrong.Status, text: wrong.Text}
+	}
+	for name := range r.Header {
+		if wrong := http1.CheckName(name); wrong != nil {
+			return &refusal{status: wrong.Status, text: wrong.Text}
 		}
 	}
 	return nil

@@ -230,13 +230,19 @@ func TestGateway_TakesChunksRatherThanALengthAndSendsTheInstanceOnlyOne(t *testi
 }
 
 func TestGateway_RefusesAnHTTP2PathThatWouldSplitARequestLine(t *testing.T) {
-	for _, path := range []string{"/ HTTP/1.1", "/a b"} {
+	for _, path := range []string{"/ HTTP/1.1", "/a b", "/a#b", "/a%zz", "*", "", "/a\tb"} {
 		if got := refuse(&http.Request{Method: "GET", RequestURI: path}); got == nil || got.status != 400 {
 			t.Errorf("%q: got %+v", path, got)
 		}
 	}
 	if got := refuse(&http.Request{Method: "GET / HTTP/1.1\r\nX:", RequestURI: "/"}); got == nil || got.status != 400 {
 		t.Errorf("method: got %+v", got)
+	}
+	if got := refuse(&http.Request{Method: "GET", RequestURI: "/", Header: http.Header{"X_forwarded_for": {"a"}}}); got == nil || got.status != 400 {
+		t.Errorf("a name with underscores: got %+v", got)
+	}
+	if got := refuse(&http.Request{Method: "OPTIONS", RequestURI: "*", Header: http.Header{"X_a": {"a"}}}); got != nil {
+		t.Errorf("OPTIONS: got %+v", got)
 	}
 }
 
