@@ -30,6 +30,7 @@ type asker struct {
 	ask       func(ctx context.Context, a *asker, c *call) error
 
 	gateway string // host:port that is dialed for every host
+	secure  bool   // over TLS
 	ledger  *ledger
 }
 
@@ -64,7 +65,11 @@ func (a *asker) once(ctx context.Context) error {
 
 // send sends a request and returns the answer when it has begun well.
 func (a *asker) send(ctx context.Context, c *call, method, target string, body io.Reader, header http.Header) (*http.Response, error) {
-	request, err := http.NewRequestWithContext(ctx, method, "http://"+a.gateway+target, body)
+	scheme := "http://"
+	if a.secure {
+		scheme = "https://"
+	}
+	request, err := http.NewRequestWithContext(ctx, method, scheme+a.gateway+target, body)
 	if err != nil {
 		return nil, err
 	}

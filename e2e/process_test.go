@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -26,7 +27,8 @@ const (
 	serverDir     = "BERTH_E2E_SERVER"
 	serverAPI     = "BERTH_E2E_API"
 	serverGateway = "BERTH_E2E_GATEWAY"
-	serverLogs    = "BERTH_E2E_ACCESS_LOG" // not empty: it writes its access log, to standard output
+	serverLogs    = "BERTH_E2E_ACCESS_LOG"  // not empty: it writes its access log, to standard output
+	serverTLS     = "BERTH_E2E_CERTIFICATE" // not empty: it speaks TLS too, with the certificate and key in these files, CERTIFICATE:KEY
 )
 
 // parallel is how many tests run at the same time at least.
@@ -57,6 +59,9 @@ func serve(dir string) int {
 	config.APIAddress = cmp.Or(os.Getenv(serverAPI), config.APIAddress)
 	config.GatewayAddress = cmp.Or(os.Getenv(serverGateway), config.GatewayAddress)
 	config.AccessLog = os.Getenv(serverLogs) != ""
+	if certificate, key, ok := strings.Cut(os.Getenv(serverTLS), ":"); ok {
+		config.TLS.Address, config.TLS.Certificates, config.TLS.Keys = "127.0.0.1:0", []string{certificate}, []string{key}
+	}
 	config.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	config.Ready = func(a server.Addresses) {
 		if err := json.NewEncoder(os.Stdout).Encode(a); err != nil {
@@ -79,15 +84,9 @@ type process struct {
 }
 
 // spawn runs a server on a state directory as a process of its own. The end of the test ends it.
-func spawn(t *testing.T, dir string) *process {
+func spawn(t *testing.T, dir string, env ...string) *process {
 	t.Helper()
-	return spawnAt(t, dir, server.Addresses{})
-}
-
-// spawnLogged is [spawn] of a server that writes its access log to its output. The caller reads that to its end.
-func spawnLogged(t *testing.T, dir string) *process {
-	t.Helper()
-	return spawnAt(t, dir, server.Addresses{}, serverLogs+"=yes")
+	return spawnAt(t, dir, server.Addresses{}, env...)
 }
 
 // again runs a server that has ended once more, on the same directory and addresses.

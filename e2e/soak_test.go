@@ -2,8 +2,12 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
+	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -39,6 +43,7 @@ type soak struct {
 	*process
 	ledger  *ledger
 	image   string
+	trusted *x509.CertPool    // by which clients know the gateway
 	hosts   map[string]*hosts // by service
 	version atomic.Int64
 
@@ -63,7 +68,13 @@ func TestSoak_DropsNoRequest(t *testing.T) {
 	}
 	dir := stateDir(t)
 	image := program(t, "witness")
-	s := &soak{process: spawnLogged(t, dir), ledger: newLedger(), image: image}
+	certificate, key := certify(t, t.TempDir(), "services", "*.default.localhost")
+	s := &soak{ledger: newLedger(), image: image, trusted: x509.NewCertPool()}
+	authority, err := os.ReadFile(certificate)
+	if err != nil || !s.trusted.AppendCertsFromPEM(authority) {
+		t.Fatalf("reading the certificate just made: %v", err)
+	}
+	s.process = spawn(t, dir, serverLogs+"=yes", serverTLS+"="+certificate+":"+key)
 	go s.ledger.read(s.output)
 
 	// What a server keeps for the next use is made the first time.
@@ -143,6 +154,9 @@ func (s *soak) askers(r rhythm) []*asker {
 		for range n {
 			one := a
 			one.kind, one.hosts, one.pause, one.gateway, one.ledger = kind, s.hosts[service], pause, s.addresses.Gateway, s.ledger
+			if one.secure {
+				one.gateway, one.hosts = s.addresses.GatewayTLS, &hosts{own: one.hosts.own[:1]} // the certificate's
+			}
 			if one.transport == nil {
 				one.transport = keepsAlive()
 			}
@@ -165,6 +179,15 @@ func (s *soak) askers(r rhythm) []*asker {
 	add(2, "server-sent events, HTTP/2 to HTTP/2", calls, pause, asker{ask: follow(r.longest), transport: speaksHTTP2()})
 	add(1, "HTTP/1.1 to HTTP/2 POST, chunked", calls, pause, asker{ask: postChunked})
 	add(3, "GET beside unready instances", moody, pause, asker{ask: get})
+	for _, transport := range []*http.Transport{keepsAlive(), newEachTime(), {ForceAttemptHTTP2: true}} {
+		kind := map[bool]string{true: "HTTPS, HTTP/2 GET", false: "HTTPS GET"}[transport.ForceAttemptHTTP2]
+		if transport.DisableKeepAlives {
+			kind += ", new connections"
+		}
+		host, _, _ := strings.Cut(s.hosts[rolling].own[0], ":")
+		transport.TLSClientConfig = &tls.Config{RootCAs: s.trusted, ServerName: host}
+		add(2, kind, rolling, pause, asker{ask: get, transport: transport, secure: true})
+	}
 	return all
 }
 
