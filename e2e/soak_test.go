@@ -80,7 +80,7 @@ func TestSoak_DropsNoRequest(t *testing.T) {
 
 	// What a server keeps for the next use is made the first time.
 	warm := short
-	warm.lasts, warm.waves = min(warm.lasts, now.lasts/3), false
+	warm.lasts, warm.waves = min(warm.lasts, now.lasts/3), measured
 	s.round(warm)
 	before := s.settle(nil, measured)
 	s.round(now)
