@@ -188,14 +188,18 @@ func (i *interim) end() {
 	}
 }
 
-// endHTTP2Body bounds how long the transport can still wait for the client's body once the response is over:
-// net/http cannot end the request while it does.
+// endHTTP2Body ends the exchange's reading of the client's body. It bounds how long the transport, and net/http, can still
+// wait for more of it once the response is over.
 func (x *exchange) endHTTP2Body() {
-	if x.body == nil || x.body.end.Load() != nil || !x.began {
+	if x.body == nil {
 		return
 	}
-	x.flush() // a client that is gone is no matter here
-	x.lingerForBody()
+	x.body.leave()
+	// Of HTTP/2 the server ends the stream itself, in the frame that a response without body has to end with (gRPC's "trailers only").
+	if x.began && x.request.ProtoMajor == 1 && !x.body.whole() {
+		x.flush() // a client that is gone is no matter here
+		x.lingerForBody()
+	}
 }
 
 // copyHTTP2 copies a response's body and passes on what has arrived before it waits for more.

@@ -36,9 +36,16 @@ type upload struct {
 type clientBody struct {
 	body io.Reader
 	end  atomic.Pointer[error] // what reading ended with; nil while it goes on
+
+	mu        sync.Mutex
+	reading   bool   // somebody has begun to
+	interrupt func() // ends a Read that waits for the client; nil when none is to be ended any more
 }
 
 func (b *clientBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	b.reading = true
+	b.mu.Unlock()
 	n, err := b.body.Read(p)
 	if err != nil {
 		b.end.Store(&err)
@@ -60,15 +67,32 @@ func (b *clientBody) failure() error {
 	return nil
 }
 
-func (b *clientBody) Close() error { return nil }
+// Close ends a Read that waits for the client: an HTTP/2 transport tells of the end of a response only after that.
+func (b *clientBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.reading && b.interrupt != nil && b.end.Load() == nil {
+		b.interrupt()
+	}
+	return nil
+}
+
+// leave makes Close do nothing from now on: the exchange is over.
+func (b *clientBody) leave() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.interrupt = nil
+}
 
 // openBody lets a request's body be read while the response is written.
 func (x *exchange) openBody() *clientBody {
 	if x.body == nil {
+		control := http.NewResponseController(x.writer)
 		x.body = &clientBody{body: x.request.Body}
+		x.body.interrupt = func() { control.SetReadDeadline(time.Unix(1, 0)) }
 		if x.request.ProtoMajor == 1 {
 			// Only says that the response does not wait for the body; all our writers can do it.
-			http.NewResponseController(x.writer).EnableFullDuplex()
+			control.EnableFullDuplex()
 		}
 	}
 	return x.body

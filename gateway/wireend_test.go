@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/berth-run/berth/engine"
 )
 
 // gone waits until the other side has ended the connection, in whatever way.
@@ -210,66 +212,56 @@ func TestWire_EitherSideOfATunnelMayEndItsHalfFirst(t *testing.T) {
 	})
 }
 
-// halfClosing is what clients that end their half do before it, and what they are to get.
-func halfClosing(t *testing.T, test func(t *testing.T, text, want string, wait bool)) {
-	long := strings.Repeat("0123456789abcdef", 1<<16)
-	for name, text := range map[string]string{
-		"at once":  "GET /at-once",
-		"late":     "GET /late",
-		"in parts": "GET /parts",
-		"held":     "GET /held",
-	} {
-		t.Run(name, func(t *testing.T) { test(t, text, long, name == "held") })
-	}
-}
-
 func TestWire_AClientThatEndedItsHalfGetsTheWholeAnswer(t *testing.T) {
-	t.Skip("net/http takes the end of a client's half for the client's end: this is for the loop that reads TCP connections itself")
-	halfClosing(t, func(t *testing.T, text, want string, wait bool) {
-		t.Parallel()
-		late := make(chan struct{})
-		instance := wireInstance(t, "a", func(in *wire) {
-			for {
-				h := in.head()
-				path := strings.Fields(h.line)[1]
-				if path != "/at-once" {
-					<-late
-				}
-				in.say(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", len(want)))
-				for part := want; part != ""; part = part[len(want)/4:] {
-					if path == "/parts" {
-						time.Sleep(50 * time.Millisecond)
+	t.Parallel()
+	// Only loops can tell it from a client that is gone: net/http takes the end of a client's half for the client's end.
+	const pause = 200 * time.Millisecond // in which a client that is gone would have been found out
+	want := strings.Repeat("0123456789abcdef", 1<<16)
+	for _, path := range []string{"/at-once", "/late", "/parts", "/held"} {
+		t.Run(path, func(t *testing.T) {
+			t.Parallel()
+			later := make(chan struct{})
+			instance := wireInstance(t, "a", func(in *wire) {
+				for {
+					in.head()
+					if path != "/at-once" {
+						<-later
 					}
-					in.say(part[:len(want)/4])
+					in.say(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", len(want)))
+					quarter := len(want) / 4
+					for part := want; part != ""; part = part[quarter:] {
+						if path == "/parts" {
+							time.Sleep(pause / 4)
+						}
+						in.say(part[:quarter])
+					}
 				}
-			}
-		})
-		a := NewActivator(testRevision())
-		if !wait {
-			a.Add(instance)
-		}
-		_, address := startGateway(t, Config{}, a)
-		c := dialWire(t, address)
-		c.say(request(text) + request(text)) // two, the second behind the first
-		c.endHalf()
-		time.AfterFunc(200*time.Millisecond, func() {
-			if wait {
+			})
+			a := NewActivator(testRevision())
+			if path != "/held" {
 				a.Add(instance)
 			}
-			close(late)
+			_, address := startGateway(t, Config{}, a)
+			c := dialWire(t, address)
+			c.say(request("GET "+path) + request("GET "+path)) // two, the second behind the first
+			c.endHalf()
+			time.AfterFunc(pause, func() {
+				a.Add(instance)
+				close(later)
+			})
+			for range 2 {
+				h := c.head()
+				for strings.HasPrefix(h.line, "HTTP/1.1 1") {
+					h = c.head()
+				}
+				if body, _ := c.body(h); body != want {
+					t.Fatalf("got %v with %d bytes, want %d", h, len(body), len(want))
+				}
+			}
+			c.ends()
+			waitForLoad(t, a, 0, 0)
 		})
-		for range 2 {
-			h := c.head()
-			for strings.HasPrefix(h.line, "HTTP/1.1 1") {
-				h = c.head()
-			}
-			if body, _ := c.body(h); body != want {
-				t.Fatalf("got %v with %d bytes, want %d", h, len(body), len(want))
-			}
-		}
-		c.ends()
-		waitForLoad(t, a, 0, 0)
-	})
+	}
 }
 
 func TestWire_AnEarlyResponseReachesAClientThatStillSends(t *testing.T) {
@@ -458,4 +450,47 @@ func TestWire_AnHTTP2ClientThatLeavesIsNoticedInEveryState(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestWire_AnInstanceThatDiesWhileTheClientIsSilentCutsTheResponse(t *testing.T) {
+	betweenProtocols(t, func(t *testing.T, revision Revision, client *http.Client) {
+		a := NewActivator(revision)
+		instance := serveInstance(t, "a", func(w http.ResponseWriter, r *http.Request) {
+			http.NewResponseController(w).EnableFullDuplex()
+			r.Body.Read(make([]byte, 10))
+			io.WriteString(w, "part")
+			http.NewResponseController(w).Flush()
+			io.Copy(io.Discard, r.Body) // until the connection ends
+		})
+		a.Add(instance)
+		_, address := startGateway(t, Config{}, a)
+		body, more := io.Pipe()
+		defer more.Close()
+		go io.WriteString(more, "some")
+		r := newRequest(t, "POST", address, "/", "")
+		r.Body, r.ContentLength = body, -1
+		response, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		if _, err := io.ReadFull(response.Body, make([]byte, 4)); err != nil {
+			t.Fatal(err)
+		}
+		instance.kill(engine.Exit{Signal: 9})
+		ended := make(chan error, 1)
+		go func() {
+			_, err := io.ReadAll(response.Body)
+			ended <- err
+		}()
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Error("the client took the response for a whole one")
+			}
+		case <-time.After(wirePatience):
+			t.Error("the client was not told")
+		}
+		waitForLoad(t, a, 0, 0)
+	})
 }
