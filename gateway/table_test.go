@@ -164,7 +164,7 @@ func manyHosts(t testing.TB, n int) (*table, []string) {
 	a := NewActivator(testRevision())
 	hosts := make([]string, n)
 	for i := range hosts {
-		hosts[i] = fmt.Sprintf("service-%d.default.localhost", i)
+		hosts[i] = fmt.Sprintf("service-%06d.default.localhost", i)
 		if err := made.set(fmt.Sprint(i), map[string]*Route{hosts[i]: toActivator(a)}); err != nil {
 			t.Fatal(err)
 		}
