@@ -27,7 +27,7 @@ type residue struct {
 // instances at once; a link is two files. Connections of this client's to the API come and go, and so does what the
 // collector has not looked at yet: an hour of a soak has no more of either than its first minutes.
 const (
-	moreLinks      = 12
+	moreLinks      = 16
 	moreFiles      = 2*moreLinks + 8
 	moreGoroutines = 8
 	moreMemory     = 16 << 20

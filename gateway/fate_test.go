@@ -234,3 +234,38 @@ func TestProxy_RepeatsARequestOnlyWhenTheInstanceTookNothingOfIt(t *testing.T) {
 		}
 	}
 }
+
+func TestProxy_TriesAgainWhenAnInstanceHasClosedANewConnection(t *testing.T) {
+	onEveryFront(t, func(t *testing.T, serve serveFunc) {
+		for _, body := range []string{"", "body"} {
+			var accepted, executed atomic.Int64
+			instance := rawInstance(t, "a", func(c net.Conn) {
+				if accepted.Add(1) <= 2 {
+					return
+				}
+				r, err := http.ReadRequest(bufio.NewReader(c))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if got, _ := io.ReadAll(r.Body); string(got) != body {
+					t.Errorf("the body is %q, want %q", got, body)
+				}
+				executed.Add(1)
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			})
+			instance.wrap = func(c *net.TCPConn) net.Conn {
+				if instance.dials.Load() <= 2 {
+					awaitEnd(t, newConn(c))
+					c.SetReadDeadline(time.Time{})
+				}
+				return c
+			}
+			_, address := serve(Config{}, testRevision(), instance)
+			response, _ := fetch(t, newRequest(t, "POST", address, "/", body))
+			if response.StatusCode != 200 || executed.Load() != 1 || instance.dials.Load() != 3 {
+				t.Errorf("got %d, executed %d times, %d connections; want 200, once, 3", response.StatusCode, executed.Load(), instance.dials.Load())
+			}
+		}
+	})
+}
