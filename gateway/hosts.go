@@ -20,7 +20,14 @@ type hosts struct {
 // slots are a power of two in number.
 type slots struct {
 	seed maphash.Seed // strangers choose hosts, but cannot choose those that share a slot
-	at   []atomic.Pointer[entry]
+	at   []slot
+}
+
+// slot is written hash first, and read entry first: whoever sees the entry sees its hash. The hash spares a look at
+// other hosts' entries.
+type slot struct {
+	entry atomic.Pointer[entry]
+	hash  atomic.Uint64
 }
 
 // gone is where an entry was: what came behind it is still found.
@@ -34,15 +41,18 @@ func (h *hosts) find(host string) *entry {
 	if s == nil {
 		return nil
 	}
-	for i := s.first(host); ; i++ {
-		e := s.at[i&(len(s.at)-1)].Load()
-		if e == nil || e.host == host && e != gone {
+	hash := maphash.String(s.seed, host)
+	for i := hash; ; i++ {
+		slot := s.slot(i)
+		e := slot.entry.Load()
+		if e == nil || slot.hash.Load() == hash && e != gone && e.host == host {
 			return e
 		}
 	}
 }
 
-func (s *slots) first(host string) int { return int(maphash.String(s.seed, host)) & (len(s.at) - 1) }
+// slot is the one that a search comes to; it begins at a host's hash.
+func (s *slots) slot(i uint64) *slot { return &s.at[i&uint64(len(s.at)-1)] }
 
 // add adds the entry of a host that has none.
 func (h *hosts) add(e *entry) {
@@ -59,9 +69,9 @@ func (h *hosts) add(e *entry) {
 // remove removes an entry.
 func (h *hosts) remove(e *entry) {
 	s := h.slots.Load()
-	for i := s.first(e.host); ; i++ {
-		if slot := &s.at[i&(len(s.at)-1)]; slot.Load() == e {
-			slot.Store(gone)
+	for i := maphash.String(s.seed, e.host); ; i++ {
+		if slot := s.slot(i); slot.entry.Load() == e {
+			slot.entry.Store(gone)
 			h.live--
 			return
 		}
@@ -70,15 +80,13 @@ func (h *hosts) remove(e *entry) {
 
 // put stores an entry, and tells whether its slot had been empty.
 func (s *slots) put(e *entry) bool {
-	for i := s.first(e.host); ; i++ {
-		slot := &s.at[i&(len(s.at)-1)]
-		switch slot.Load() {
-		case nil:
-			slot.Store(e)
-			return true
-		case gone:
-			slot.Store(e)
-			return false
+	hash := maphash.String(s.seed, e.host)
+	for i := hash; ; i++ {
+		slot := s.slot(i)
+		if in := slot.entry.Load(); in == nil || in == gone {
+			slot.hash.Store(hash)
+			slot.entry.Store(e)
+			return in == nil
 		}
 	}
 }
@@ -89,10 +97,10 @@ func (h *hosts) makeRoom() *slots {
 	for n < 4*(h.live+1) {
 		n *= 2
 	}
-	next := &slots{seed: maphash.MakeSeed(), at: make([]atomic.Pointer[entry], n)}
+	next := &slots{seed: maphash.MakeSeed(), at: make([]slot, n)}
 	if before := h.slots.Load(); before != nil {
 		for i := range before.at {
-			if e := before.at[i].Load(); e != nil && e != gone {
+			if e := before.at[i].entry.Load(); e != nil && e != gone {
 				next.put(e)
 			}
 		}

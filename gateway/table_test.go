@@ -3,6 +3,7 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"math"
 	"math/rand/v2"
 	"runtime"
@@ -178,9 +179,9 @@ func TestTable_LooksAtAsFewSlotsAmongManyHosts(t *testing.T) {
 		looks := 0
 		s := made.hosts.slots.Load()
 		for _, host := range hosts {
-			for i := s.first(host); ; i++ {
+			for i := maphash.String(s.seed, host); ; i++ {
 				looks++
-				if s.at[i&(len(s.at)-1)].Load().host == host {
+				if s.slot(i).entry.Load().host == host {
 					break
 				}
 			}
