@@ -64,7 +64,7 @@ func readStrict(b, sizes []byte) (requests []http1test.Request, err error) {
 		}
 		target := r.RequestURI
 		if !strings.HasPrefix(target, "/") && target != "*" {
-			target = r.URL.RequestURI()
+			target = targetPath(target)
 		}
 		requests = append(requests, http1test.Request{Method: r.Method, Target: target, Body: string(body)})
 		if r.Close {
