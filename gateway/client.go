@@ -64,6 +64,10 @@ const (
 	silenceWait = time.Second
 )
 
+// drainGrace is how long a client that was heard a moment ago may send its next request to a server that stops. The
+// response tells it that the connection ends; without that the request would be lost.
+const drainGrace = 500 * time.Millisecond
+
 const probe = "HTTP/1.1 100 Continue\r\n\r\n" // which clients ignore (RFC 9110, 15.2)
 
 // serveClient takes a connection that was accepted.
@@ -245,7 +249,8 @@ func (c *client) gone() {
 		if !x.begun {
 			x.status = statusClientGone
 		}
-		x.cut = c.state != stateTunneling
+		whole := x.answered != 0 && c.out.empty() // it has all of the response
+		x.cut = c.state != stateTunneling && !whole
 		x.keep = false
 		c.endRequest()
 	}
@@ -303,6 +308,9 @@ func (c *client) due() (at time.Duration, what deadline) {
 	x := &c.relay
 	switch c.state {
 	case stateReading:
+		if c.last && c.waits() {
+			sooner(c.since+drainGrace, deadlineIdle)
+		}
 		if c.partial || !c.served {
 			sooner(c.since+config.ReadHeaderTimeout, deadlineIdle)
 		} else {
@@ -400,12 +408,23 @@ func (c *client) guard() {
 	c.close()
 }
 
-// shutdown lets the client end: at once when it has no request, else with that.
+// shutdown lets the client end: with the request that it has, which may have come and not have been read yet. One that
+// had a request a moment ago may be sending the next one: it gets drainGrace for that. All others end at once.
 func (c *client) shutdown() {
 	c.last = true
-	if c.state == stateReading && !c.partial && c.out.empty() {
+	if !c.waits() {
+		return
+	}
+	c.readable = true // nobody may have looked
+	c.run()
+	if c.waits() && c.loop.tick-c.since >= drainGrace {
 		c.close()
 	}
+}
+
+// waits tells whether the client has no request, nor a part of one, nor anything of a response to come.
+func (c *client) waits() bool {
+	return c.fd >= 0 && c.state == stateReading && !c.partial && c.out.empty()
 }
 
 // isHTTP2 tells whether a head is the preface of HTTP/2 (RFC 9113, 3.4).

@@ -115,6 +115,9 @@ func refuseMethod(method string) *refusal {
 }
 
 func unknownHost(host string) *refusal {
+	if host == "" {
+		return &refusal{status: http.StatusNotFound, text: "The request names no host; send a Host field with that of a service."}
+	}
 	return &refusal{status: http.StatusNotFound, text: fmt.Sprintf("No service has the host %.253q.", host)}
 }
 
@@ -137,6 +140,9 @@ func (x *exchange) redirect(with *refusal, location string) {
 		x.lingerForBody() // net/http waits for a body that nobody has asked for
 	}
 	x.endConnection()
+	if x.activator == nil {
+		x.gateway.metrics.unrouted(with.status)
+	}
 	x.began, x.status = true, with.status
 	x.writer.WriteHeader(with.status)
 	if x.request.Method != http.MethodHead {

@@ -14,6 +14,7 @@ import (
 type metrics struct {
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
+	own      *prometheus.CounterVec
 	inFlight *prometheus.Desc
 	queue    *prometheus.Desc
 	dropped  *prometheus.Desc
@@ -63,6 +64,11 @@ func newMetrics(registerer prometheus.Registerer, log *accessLog, clients *admis
 			Help:    "Time from a request's arrival to the end of its response, the wait for an instance included.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
 		}, labels),
+		own: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "berth_requests_unrouted_total",
+			Help: "Requests that the gateway answered itself, without a service, by HTTP status: hosts that no service has, " +
+				"malformed and too large requests, redirects to https.",
+		}, []string{"code"}),
 		inFlight: prometheus.NewDesc("berth_requests_in_flight", "Requests on instances now.", labels, nil),
 		queue:    prometheus.NewDesc("berth_requests_waiting", "Requests that wait for an instance now.", labels, nil),
 		dropped: prometheus.NewDesc("berth_access_log_dropped_total",
@@ -75,7 +81,7 @@ func newMetrics(registerer prometheus.Registerer, log *accessLog, clients *admis
 		activators: make(map[*Activator]struct{}),
 		series:     make(map[series]int),
 	}
-	registerer.MustRegister(m.requests, m.duration, m)
+	registerer.MustRegister(m.requests, m.duration, m.own, m)
 	return m
 }
 
@@ -111,6 +117,13 @@ func (m *metrics) detach(a *Activator) {
 	delete(m.series, of)
 	m.requests.DeletePartialMatch(of.labels())
 	m.duration.Delete(of.labels())
+}
+
+// unrouted counts a request that was answered without a service. m may be nil: then nothing is counted.
+func (m *metrics) unrouted(code int) {
+	if m != nil {
+		m.own.WithLabelValues(strconv.Itoa(code)).Inc()
+	}
 }
 
 // observe counts one request.

@@ -571,7 +571,7 @@ func (c *client) passBody(head, p []byte) {
 		}
 		conn.held = l.hold(conn.held, p[consumed:])
 		body, done = p[:out], ended
-		x.sent += int64(out)
+		x.sent = x.downChunks.Data()
 	case http1.UntilClose:
 		if len(p) > 0 {
 			before = append(strconv.AppendInt(before, int64(len(p)), 16), "\r\n"...)
@@ -794,6 +794,9 @@ func (c *client) redirect(with *refusal, location string) {
 	c.unread = c.unread || !x.upDone
 	c.last = c.last || c.unread || l.draining
 	c.dropConn()
+	if x.activator == nil {
+		l.gateway.metrics.unrouted(with.status)
+	}
 	x.begun, x.status = true, with.status
 	l.head = appendRefusal(l.head[:0], with, location, l.now, c.last, x.isHead)
 	if !x.isHead {

@@ -11,10 +11,10 @@ import (
 )
 
 // ServeTLS is Serve for connections that begin with a TLS handshake: HTTP/2 where the client offers it (ALPN),
-// else HTTP/1.1. config chooses the certificate. A handshake may take Config.ReadHeaderTimeout.
+// else HTTP/1. config chooses the certificate. A handshake may take Config.ReadHeaderTimeout.
 func (g *Gateway) ServeTLS(ctx context.Context, listener net.Listener, config *tls.Config) error {
 	config = config.Clone()
-	for _, protocol := range []string{"h2", "http/1.1"} {
+	for _, protocol := range []string{"h2", "http/1.1", "http/1.0"} {
 		if !slices.Contains(config.NextProtos, protocol) {
 			config.NextProtos = append(config.NextProtos, protocol)
 		}

@@ -35,10 +35,11 @@ type judge struct {
 	limits   http1.Limits
 	trailer  http1.Limits // of a body in chunks
 	requests sync.Pool    // *http1.Request
+	metrics  *metrics     // nil where nothing is counted
 }
 
 func (g *Gateway) newJudge() *judge {
-	j := &judge{limits: g.limits, trailer: g.limits}
+	j := &judge{limits: g.limits, trailer: g.limits, metrics: g.metrics}
 	j.trailer.Head = min(j.trailer.Head, standardTrailer)
 	j.requests.New = func() any { return new(http1.Request) }
 	return j
@@ -253,6 +254,7 @@ func (c *strictConn) Write(p []byte) (int, error) {
 	if why == nil {
 		return c.Conn.Write(p)
 	}
+	c.judge.metrics.unrouted(why.Status)
 	if _, err := c.Conn.Write((&refusal{why.Status, why.Text}).appendResponse(nil)); err != nil {
 		return 0, err
 	}

@@ -1,0 +1,88 @@
+package gateway
+
+import (
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// stoppedLoop makes a loop that nobody runs, so that a test decides what it sees when. Its clients are connected.
+func stoppedLoop(t *testing.T, clients int) (*loop, []net.Conn) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	socket, err := listenerSocket(listener.(*net.TCPListener))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(socket) })
+	l, err := newLoop(New(Config{}), socket, func(c net.Conn) { c.Close() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns []net.Conn
+	for range clients {
+		conns = append(conns, dialClient(t, listener.Addr().String()))
+	}
+	l.accept()
+	if len(l.clients) != clients {
+		t.Fatalf("%d clients were accepted, want %d", len(l.clients), clients)
+	}
+	return l, conns
+}
+
+const unknownRequest = "GET / HTTP/1.1\r\nHost: unknown.test\r\n\r\n"
+
+// wantLast reads an answer that says that it is the last one, up to the connection's end.
+func wantLast(t *testing.T, c net.Conn) {
+	t.Helper()
+	answer, err := io.ReadAll(c)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 404 ") || !strings.Contains(string(answer), "\r\nConnection: close\r\n") {
+		t.Errorf("got %q, %v, want one answer, with Connection: close", answer, err)
+	}
+	c.Close()
+}
+
+func TestLoop_DrainsWithTheRequestsThatHaveComeUnread(t *testing.T) {
+	l, conns := stoppedLoop(t, 2)
+	io.WriteString(conns[0], unknownRequest)
+	l.setTime(time.Now().Add(drainGrace)) // both have been idle for long
+	l.drain()
+	if left := len(l.clients); left > 1 {
+		t.Errorf("%d clients are left, one of them idle", left)
+	}
+	if rest, err := io.ReadAll(conns[1]); len(rest) > 0 || err != nil {
+		t.Errorf("the idle client got %q, %v, want the end", rest, err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- l.serve(t.Context()) }()
+	wantLast(t, conns[0])
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLoop_DrainsWithTheNextRequestOfAClientThatWasHeardAMomentAgo(t *testing.T) {
+	l, conns := stoppedLoop(t, 2)
+	l.drain()
+	if left := len(l.clients); left != 2 {
+		t.Fatalf("%d clients are left, want both", left)
+	}
+	io.WriteString(conns[0], unknownRequest)
+	ended := make(chan error, 1)
+	go func() { ended <- l.serve(t.Context()) }()
+	wantLast(t, conns[0])
+	if rest, err := io.ReadAll(conns[1]); len(rest) > 0 || err != nil {
+		t.Errorf("the client that said nothing got %q, %v, want the end", rest, err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
