@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -71,4 +72,41 @@ func readUntil(t *testing.T, c net.Conn, end string) {
 			t.Fatalf("waiting for %q: got %q, then %v", end, got, err)
 		}
 	}
+}
+
+// However busy a connection is, it has one turn and then the others have theirs.
+func TestLoop_ABusyConnectionWaitsForItsTurnOnce(t *testing.T) {
+	t.Parallel()
+	a := NewActivator(testRevision())
+	a.Add(serveInstance(t, "a", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") }))
+	_, address := startGateway(t, Config{}, a)
+	c := dialClient(t, address)
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: hello.test\r\n\r\n")
+	readUntil(t, c, "hello")
+	l := loopOf(t, a, "a")
+	var work sync.WaitGroup
+	work.Go(func() { io.Copy(io.Discard, c) })
+	work.Go(func() {
+		for requests := []byte(strings.Repeat("GET / HTTP/1.1\r\nHost: nobody.test\r\n\r\n", 10)); ; {
+			if _, err := c.Write(requests); err != nil {
+				return
+			}
+		}
+	})
+	busy := 0
+	for end := time.Now().Add(wirePatience); busy < 100 && time.Now().Before(end); {
+		waiting := make(chan int)
+		l.post(func() { waiting <- len(l.again) })
+		n := <-waiting
+		if n > 1 {
+			t.Errorf("one connection waits for %d turns", n)
+			break
+		}
+		busy += n
+	}
+	if busy == 0 {
+		t.Error("the connection was never busy")
+	}
+	c.Close()
+	work.Wait()
 }
