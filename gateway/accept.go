@@ -3,7 +3,6 @@ package gateway
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -15,6 +14,7 @@ import (
 
 const (
 	acceptBatch = 64                     // connections taken before those that are there have their turn
+	acceptLast  = 1 << 16                // connections taken at the end: more than the kernel queues
 	acceptPause = 100 * time.Millisecond // after the process ran out of file descriptors
 )
 
@@ -32,9 +32,9 @@ func (l *loop) stopListening() {
 	}
 }
 
-// accept takes the connections that have come.
-func (l *loop) accept() {
-	for range acceptBatch {
+// accept takes connections that have come, up to a number of them.
+func (l *loop) accept(most int) {
+	for range most {
 		fd, from, err := unix.Accept4(l.listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		switch {
 		case err == nil:
@@ -128,44 +128,73 @@ func (c *handedConn) CloseWrite() error { return c.Conn.(interface{ CloseWrite()
 // changed to HTTP/2.
 type handedListener struct {
 	address net.Addr
-	conns   chan net.Conn
-	closed  chan struct{}
-	once    sync.Once
+
+	mu      sync.Mutex
+	changed sync.Cond  // something of what follows
+	conns   []net.Conn // given and not accepted; guarded by mu
+	asked   bool       // Accept waits: the server knows of all connections before; guarded by mu
+	closed  bool       // guarded by mu
 }
 
 func newHandedListener(address net.Addr) *handedListener {
-	return &handedListener{address: address, conns: make(chan net.Conn), closed: make(chan struct{})}
+	h := &handedListener{address: address}
+	h.changed.L = &h.mu
+	return h
 }
 
-// give hands a connection over. It may wait a moment, so it is called in a goroutine of its own.
+// give hands a connection over.
 func (h *handedListener) give(c net.Conn) {
-	select {
-	case h.conns <- c:
-	case <-h.closed:
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
 		c.Close()
+		return
+	}
+	h.conns = append(h.conns, c)
+	h.changed.Broadcast()
+}
+
+// settle waits until the server has all connections that were given: what it has it serves, when it is shut down.
+func (h *handedListener) settle() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for !h.closed && !(h.asked && len(h.conns) == 0) {
+		h.changed.Wait()
 	}
 }
 
 func (h *handedListener) isClosed() bool {
-	select {
-	case <-h.closed:
-		return true
-	default:
-		return false
-	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.closed
 }
 
 func (h *handedListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-h.conns:
-		return c, nil
-	case <-h.closed:
-		return nil, io.EOF
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.asked = true
+	h.changed.Broadcast()
+	for !h.closed && len(h.conns) == 0 {
+		h.changed.Wait()
 	}
+	h.asked = false
+	if h.closed {
+		return nil, net.ErrClosed
+	}
+	c := h.conns[0]
+	h.conns[0] = nil
+	h.conns = h.conns[1:]
+	return c, nil
 }
 
 func (h *handedListener) Close() error {
-	h.once.Do(func() { close(h.closed) })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range h.conns {
+		c.Close()
+	}
+	h.conns, h.closed = nil, true
+	h.changed.Broadcast()
 	return nil
 }
 

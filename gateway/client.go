@@ -93,8 +93,10 @@ func (l *loop) serveClient(fd int, from netip.Addr) {
 
 // run takes steps until the client must wait, or has had its turn.
 func (c *client) run() {
+	if c.queued { // its turn comes
+		return
+	}
 	defer c.guard()
-	c.queued = false
 	for range maxTurn {
 		if c.fd < 0 {
 			return
@@ -104,7 +106,7 @@ func (c *client) run() {
 			return
 		}
 	}
-	if c.fd >= 0 && !c.queued {
+	if c.fd >= 0 {
 		c.queued = true
 		c.loop.again = append(c.loop.again, c)
 	}
@@ -308,7 +310,7 @@ func (c *client) due() (at time.Duration, what deadline) {
 	x := &c.relay
 	switch c.state {
 	case stateReading:
-		if c.last && c.waits() {
+		if c.loop.draining && c.waits() {
 			sooner(c.since+drainGrace, deadlineIdle)
 		}
 		if c.partial || !c.served {
@@ -375,8 +377,8 @@ func (c *client) expire() {
 		c.gone()
 	case deadlineProbe:
 		c.probed = true
-		if c.out.empty() && c.loop.send(&c.socket, &c.out, []byte(probe)) != nil {
-			c.gone()
+		if c.out.empty() && c.send([]byte(probe)) != nil {
+			return
 		}
 	case deadlineContinue:
 		c.relay.waits = false
@@ -408,11 +410,12 @@ func (c *client) guard() {
 	c.close()
 }
 
-// shutdown lets the client end: with the request that it has, which may have come and not have been read yet. One that
-// had a request a moment ago may be sending the next one: it gets drainGrace for that. All others end at once.
+// shutdown lets the client end: with the request that it has, which may have come and not have been read yet, or where
+// its response has not said that it is the last, with the next one. One that had a request a moment ago may be sending
+// the next one: it gets drainGrace for that. All others end at once.
 func (c *client) shutdown() {
-	c.last = true
 	if !c.waits() {
+		c.last = c.last || !c.relay.begun
 		return
 	}
 	c.readable = true // nobody may have looked

@@ -31,7 +31,7 @@ func stoppedLoop(t *testing.T, clients int) (*loop, []net.Conn) {
 	for range clients {
 		conns = append(conns, dialClient(t, listener.Addr().String()))
 	}
-	l.accept()
+	l.accept(acceptBatch)
 	if len(l.clients) != clients {
 		t.Fatalf("%d clients were accepted, want %d", len(l.clients), clients)
 	}

@@ -38,7 +38,7 @@ type loop struct {
 	now    time.Time     // when the events that are being worked on were learned of
 	tick   time.Duration // the same, on the loop's clock; never 0
 	timers timers
-	again  []runner // those that can go on at once, but have had their turn
+	again  []*client // those that can go on at once, but have had their turn; each is there once
 
 	in       []byte // what was just read, of whatever socket
 	head     []byte // a head that is being made for a client
@@ -170,8 +170,9 @@ func (l *loop) serve(ctx context.Context) error {
 		}
 		again := l.again
 		l.again = nil
-		for _, r := range again {
-			r.run()
+		for _, c := range again {
+			c.queued = false
+			c.run()
 		}
 		l.timers.fire(l.tick)
 	}
@@ -217,7 +218,7 @@ func (l *loop) handle(event *unix.EpollEvent) {
 		l.takePosted()
 		return
 	case l.listener:
-		l.accept()
+		l.accept(acceptBatch)
 		return
 	}
 	if fd >= len(l.sockets) || l.sockets[fd] == nil || l.sockets[fd].gen != event.Pad {
@@ -283,7 +284,7 @@ func (l *loop) fill(s *socket, held []byte) ([]byte, error) {
 	if !s.readable {
 		return l.in[:n], errAgain
 	}
-	got, err := s.read(l.in[n:])
+	got, err := s.read(l.in[n:min(n+readSize, len(l.in))]) // no more than that, however long the buffer had to become
 	return l.in[:n+got], err
 }
 

@@ -633,7 +633,7 @@ func (c *client) instanceEnded(err error) {
 		c.unanswered(err)
 	case !x.begun:
 		c.fail(fmt.Errorf("%w: in the middle of its head: %w", errMalformed, io.ErrUnexpectedEOF))
-	case x.downLeft == http1.UntilClose && err == io.EOF:
+	case x.downLeft == http1.UntilClose && err == io.EOF && !errors.Is(x.conn.sendErr, unix.ECONNRESET): // else a write was told of the reset
 		c.sendLast([]byte("0\r\n\r\n"))
 	default:
 		c.fail(fmt.Errorf("%w: %w", errTruncated, err))
@@ -690,6 +690,9 @@ func (c *client) next() {
 		return
 	}
 	c.state, c.since = stateReading, c.loop.tick
+	if c.loop.draining {
+		c.readable = true // nobody may have looked
+	}
 }
 
 // endRequest gives back all that the request has, and counts it. It does nothing when there is no request.

@@ -2,10 +2,12 @@ package gateway
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -97,4 +99,40 @@ func TestRelay_SendsNoLargeBodyOverAConnectionThatTheInstanceHasEnded(t *testing
 			}
 		})
 	}
+}
+
+// The end of a connection ends a response without a length, but a reset of it does not, whoever learns of it first.
+func TestRelay_AResetIsNotTheEndOfAResponse(t *testing.T) {
+	t.Parallel()
+	began, reset, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	_, a, address := throughRaw(t, testRevision(), func(c net.Conn) {
+		if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
+			return
+		}
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\npart")
+		close(began)
+		<-reset
+		c.(*net.TCPConn).SetLinger(0)
+		c.Close()
+		close(done)
+	})
+	c := dialWire(t, address)
+	c.say(request("POST /", "Transfer-Encoding: chunked") + "1\r\nx\r\n")
+	<-began
+	if h := c.head(); h.value("Transfer-Encoding") != "chunked" {
+		t.Fatalf("got %v", h)
+	}
+	if got := c.bytes(len("4\r\npart\r\n")); got != "4\r\npart\r\n" {
+		t.Fatalf("got %q", got)
+	}
+	goOn := loopOf(t, a, "hello-00001-a").pause()
+	c.say("1\r\ny\r\n") // of which the loop learns first: it writes to a connection that is reset
+	close(reset)
+	<-done
+	goOn()
+	c.SetReadDeadline(time.Now().Add(wirePatience))
+	if rest, err := io.ReadAll(c.reader); len(rest) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the response goes on with %q, then %v", rest, err)
+	}
+	waitForLoad(t, a, 0, 0)
 }

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"net"
 	"runtime"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +30,7 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 
 	var loops []*loop
 	for range loopCount() {
-		l, err := newLoop(g, socket, func(c net.Conn) { go handed.give(c) })
+		l, err := newLoop(g, socket, handed.give)
 		if err != nil {
 			for _, l := range loops {
 				l.end()
@@ -41,12 +41,18 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 		loops = append(loops, l)
 	}
 
+	if g.log != nil {
+		stop := g.log.start()
+		defer stop()
+	}
 	running, cancel := context.WithCancel(ctx) // one that breaks ends the others
 	defer cancel()
+	standard, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
 	ended := make(chan error, len(loops)+1)
 	go func() {
 		defer cancel()
-		ended <- g.serveStandard(running, handed)
+		ended <- g.serveStandard(standard, handed)
 	}()
 	for _, l := range loops {
 		go func() {
@@ -55,16 +61,11 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 		}()
 	}
 	<-running.Done()
-	var listening atomic.Int32
-	listening.Store(int32(len(loops)))
-	stopped := func() {
-		if listening.Add(-1) == 0 {
-			unix.Close(socket)
-		}
-	}
+	var draining sync.WaitGroup
+	draining.Add(len(loops))
 	for _, l := range loops {
-		if !l.post(func() { l.drain(); stopped() }) {
-			stopped()
+		if !l.post(func() { l.drain(); draining.Done() }) {
+			draining.Done()
 		}
 	}
 	timer := time.AfterFunc(g.config.ShutdownTimeout, func() {
@@ -73,6 +74,10 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 		}
 	})
 	defer timer.Stop()
+	draining.Wait()
+	unix.Close(socket)
+	handed.settle()
+	stop()
 	var errs []error
 	for range cap(ended) {
 		errs = append(errs, <-ended)
@@ -86,8 +91,8 @@ func loopCount() int { return max(1, runtime.GOMAXPROCS(0)/2) }
 
 // drain takes no more connections than have come, and lets those that there are end with their requests.
 func (l *loop) drain() {
-	l.accept()
 	l.draining = true
+	l.accept(acceptLast)
 	l.stopListening()
 	for c := range l.clients {
 		c.shutdown()
