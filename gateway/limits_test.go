@@ -671,11 +671,11 @@ func TestGateway_AClientThatDoesNotReadInterimResponsesHoldsNoOtherUp(t *testing
 		if r.URL.Path != "/flood" {
 			return
 		}
+		w.Header().Set("X-Filler", filler)
 		for i := 0; r.Context().Err() == nil; i++ {
 			if i == 1500 { // more than the buffers between here and the client hold
 				close(flooding)
 			}
-			w.Header().Set("X-Filler", filler)
 			w.WriteHeader(http.StatusEarlyHints)
 		}
 	})
