@@ -1,8 +1,11 @@
 package gateway
 
 import (
+	"bufio"
+	"crypto/tls"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +84,42 @@ func TestLoop_DrainsWithTheNextRequestOfAClientThatWasHeardAMomentAgo(t *testing
 	wantLast(t, conns[0])
 	if rest, err := io.ReadAll(conns[1]); len(rest) > 0 || err != nil {
 		t.Errorf("the client that said nothing got %q, %v, want the end", rest, err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestServeTLS_AnswersTheNextRequestOfAClientThatWasHeardAMomentAgo(t *testing.T) {
+	a := NewActivator(testRevision())
+	a.Add(serveInstance(t, "hello-00001-a", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") }))
+	address, config, stop, ended := startTLS(t, Config{}, a)
+	c, err := tls.Dial("tcp", address, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	in := bufio.NewReader(c)
+	for requests := 0; ; requests++ { // the server ends at some moment between two of them
+		if requests == 1 {
+			stop()
+		}
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: hello.test\r\n\r\n")
+		response, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatalf("after %d responses that did not say that they were the last: %v", requests, err)
+		}
+		body, err := io.ReadAll(response.Body)
+		if err != nil || string(body) != "hello" {
+			t.Fatalf("got %q, %v", body, err)
+		}
+		if response.Close {
+			break
+		}
+	}
+	if rest, err := io.ReadAll(in); len(rest) > 0 || err != nil {
+		t.Errorf("after the last response: %q, %v", rest, err)
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)

@@ -72,6 +72,7 @@ type Gateway struct {
 	limits   http1.Limits // of requests
 	requests atomic.Uint64
 	upgrades upgrades
+	ending   atomic.Int32 // servers that say farewell
 	// redirects is set as soon as a host has been published whose requests without TLS are redirected.
 	redirects atomic.Bool
 }
@@ -253,6 +254,8 @@ func (g *Gateway) serve(ctx context.Context, server *http.Server, take func() er
 		defer stop()
 	}
 
+	last := &farewell{gateway: g}
+	server.ConnState = last.watch
 	served := make(chan error, 1)
 	go func() { served <- take() }()
 	select {
@@ -262,6 +265,7 @@ func (g *Gateway) serve(ctx context.Context, server *http.Server, take func() er
 	}
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.config.ShutdownTimeout)
 	defer cancel()
+	last.say(limit)
 	err := server.Shutdown(limit)
 	g.upgrades.shutdown(limit)
 	if err != nil {

@@ -100,9 +100,10 @@ func (x *exchange) openBody() *clientBody {
 
 // endConnection lets a response that begins before the request's body has ended be the last of its connection, which is what it
 // says then: what comes after it would have to be told from the rest of the body. After CONNECT come bytes for a tunnel.
+// When the server ends, every response is the last.
 func (x *exchange) endConnection() {
 	r := x.request
-	if r.ProtoMajor == 1 && (r.Method == http.MethodConnect || x.body != nil && !x.body.whole()) {
+	if r.ProtoMajor == 1 && (r.Method == http.MethodConnect || x.body != nil && !x.body.whole() || x.gateway.ending.Load() > 0) {
 		x.writer.Header()["Connection"] = []string{"close"}
 	}
 }
