@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net/http"
 	"net/netip"
 	"runtime/debug"
 	"time"
@@ -176,7 +177,7 @@ func (c *client) read() bool {
 	}
 	end := 0
 	if len(p) > 0 {
-		if end, c.searched = http1.FindEnd(p, c.searched); end == 0 && (p[0] <= ' ' || p[0] >= 0x7f) {
+		if end, c.searched = http1.FindEnd(p, c.searched); end == 0 && (p[0] <= ' ' || p[0] >= 0x7f) && string(p) != "\r" {
 			end = len(p) // no request begins like this: its parser says so
 		}
 	}
@@ -369,6 +370,9 @@ func (c *client) expire() {
 		c.arm()
 		return
 	}
+	if (what == deadlineIdle || what == deadlineRequest) && !c.late(what) {
+		return
+	}
 	switch what {
 	case deadlineStall:
 		c.reset()
@@ -397,6 +401,21 @@ func (c *client) expire() {
 	c.run()
 }
 
+// late tells whether a deadline has passed even so when all is read that has come: where the loop itself was late, it may
+// not have been told of it.
+func (c *client) late(what deadline) bool {
+	c.readable = true
+	if conn := c.relay.conn; conn != nil {
+		conn.readable = true
+	}
+	c.run()
+	if c.fd < 0 || c.queued {
+		return false
+	}
+	at, now := c.due()
+	return now == what && at != 0 && at <= c.loop.tick
+}
+
 // guard is deferred wherever the work of a client begins: a fault in our code costs one connection, not the server.
 func (c *client) guard() {
 	fault := recover()
@@ -423,6 +442,14 @@ func (c *client) shutdown() {
 	if c.waits() && c.loop.tick-c.since >= drainGrace {
 		c.close()
 	}
+}
+
+// cutOff ends the client at once. When it waits for a response it is told why there is none.
+func (c *client) cutOff() {
+	if (c.state == stateHolding || c.state == stateRelaying) && !c.relay.begun {
+		c.refuse(&refusal{http.StatusServiceUnavailable, "The server stops, and the request has not been answered in time. Try again."})
+	}
+	c.gone()
 }
 
 // waits tells whether the client has no request, nor a part of one, nor anything of a response to come.

@@ -125,3 +125,20 @@ func TestServeTLS_AnswersTheNextRequestOfAClientThatWasHeardAMomentAgo(t *testin
 		t.Error(err)
 	}
 }
+
+// A loop that is late learns of a deadline and of what has come before it at the same time.
+func TestLoop_WhatHasComeBeforeADeadlineCounts(t *testing.T) {
+	t.Parallel()
+	l, conns := stoppedLoop(t, 2)
+	io.WriteString(conns[0], "GET / HTTP/1.1\r\nHost: unknown.test\r\nConnection: close\r\n\r\n")
+	l.setTime(time.Now().Add(l.gateway.config.ReadHeaderTimeout))
+	l.timers.fire(l.tick)
+	wantLast(t, conns[0])
+	if rest, err := io.ReadAll(conns[1]); len(rest) > 0 || err != nil {
+		t.Errorf("the client that said nothing got %q, %v, want the end", rest, err)
+	}
+	if len(l.clients) > 0 {
+		t.Errorf("%d clients are left", len(l.clients))
+	}
+	l.end()
+}

@@ -328,9 +328,9 @@ func appendRefusal(b []byte, with *refusal, location string, now time.Time, last
 }
 
 // record counts and logs a request that has ended.
-func (c *client) record() {
+func (c *client) record(activator *Activator) {
 	l, x := c.loop, &c.relay
-	if metrics := x.activator.metrics.Load(); metrics != nil {
+	if metrics := activator.metrics.Load(); metrics != nil {
 		metrics.observe(x.status, l.now.Sub(x.arrived))
 	}
 	if l.gateway.log == nil {
@@ -348,7 +348,7 @@ func (c *client) record() {
 	}
 	line := logLine{
 		arrived: x.arrived, claimed: x.claimed, ended: l.now, method: method, host: host, path: path, status: x.status, sent: x.sent,
-		cut: x.cut && x.begun, revision: &x.activator.revision, tag: x.tag, trace: &x.trace,
+		cut: x.cut && x.begun, revision: &activator.revision, tag: x.tag, trace: &x.trace,
 	}
 	line.instance = x.instance
 	l.gateway.log.write(&line)

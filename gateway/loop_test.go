@@ -110,3 +110,20 @@ func TestLoop_ABusyConnectionWaitsForItsTurnOnce(t *testing.T) {
 	c.Close()
 	work.Wait()
 }
+
+// The empty line that some clients send behind a body is none of the next request's, in however many pieces it comes.
+func TestLoop_AnEmptyLineBeforeARequestMayComeInPieces(t *testing.T) {
+	t.Parallel()
+	_, address := through(t, testRevision(), func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") })
+	c := dialWire(t, address)
+	for range 2 {
+		c.say("\r")
+		c.silent()
+		c.say("\n" + request("GET /"))
+		c.expect(200, "hello")
+	}
+	c.say("\rGET")
+	if h, _ := c.response(); !strings.HasPrefix(h.line, "HTTP/1.1 400 ") {
+		t.Errorf("got %v for CR alone", h)
+	}
+}

@@ -540,7 +540,8 @@ func (c *client) beginResponse(r *http1.Response, p []byte) {
 	x.keep = !r.Close && r.Body != http1.UntilClose
 	none := x.isHead || r.Status == http.StatusNoContent || r.Status == http.StatusNotModified
 	if none {
-		x.keep = !r.Close
+		comes := r.Status == http.StatusNoContent && (r.Body > 0 || r.Body == http1.Chunked) // a body, all the same
+		x.keep = !r.Close && !comes
 	}
 	x.begun, x.status = true, r.Status
 	c.last = c.last || !x.upDone // what comes after it would have to be told from the rest of the body
@@ -708,14 +709,18 @@ func (c *client) endRequest() {
 			conn.pool.close(conn)
 		}
 	}
-	if x.member != nil {
-		x.activator.release(x.member, l.now)
+	// Each is forgotten first: after a fault in what follows all this is done again (guard).
+	activator := x.activator
+	if m := x.member; m != nil {
+		x.member = nil
+		activator.release(m, l.now)
 	}
-	if x.activator != nil {
-		c.record()
+	if activator != nil {
+		x.activator = nil
+		c.record(activator)
 	}
 	l.release(x.head)
-	x.head, x.member, x.activator = nil, nil, nil
+	x.head = nil
 	x.id++
 	c.fin, c.probed = 0, false
 }

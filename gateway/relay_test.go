@@ -136,3 +136,34 @@ func TestRelay_AResetIsNotTheEndOfAResponse(t *testing.T) {
 	}
 	waitForLoad(t, a, 0, 0)
 }
+
+// What an instance sends behind a response that has no body would be taken for the next response. One that says that there is
+// a body will send it, sooner or later.
+func TestRelay_UsesNoConnectionAgainOnWhichABodyMayCome(t *testing.T) {
+	t.Parallel()
+	for _, framing := range []string{"Content-Length: 5", "Transfer-Encoding: chunked"} {
+		first := make(chan struct{}, 1)
+		first <- struct{}{}
+		_, _, address := throughRaw(t, testRevision(), func(conn net.Conn) {
+			in := &wire{conn, bufio.NewReader(conn), false, t.Errorf}
+			select {
+			case <-first:
+				in.head()
+				in.say("HTTP/1.1 204 No Content\r\n" + framing + "\r\n\r\n")
+				in.SetReadDeadline(time.Now().Add(wirePatience))
+				if line, err := in.reader.ReadString('\n'); err != io.EOF {
+					t.Errorf("%s: the connection got %q, %v, want its end", framing, line, err)
+				}
+			default:
+				answering(nil)(in)
+			}
+		})
+		c := dialWire(t, address)
+		c.say(request("GET /1"))
+		if h := c.head(); !strings.HasPrefix(h.line, "HTTP/1.1 204 ") {
+			t.Errorf("got %v", h)
+		}
+		c.say(request("GET /2"))
+		c.expect(200, "/2")
+	}
+}

@@ -105,6 +105,6 @@ func (l *loop) cut() {
 		l.logger.Warn("requests were cut at shutdown", "after", l.gateway.config.ShutdownTimeout, "connections", n)
 	}
 	for c := range l.clients {
-		c.gone()
+		c.cutOff()
 	}
 }

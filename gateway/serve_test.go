@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -182,4 +183,42 @@ func TestServe_AnswersWhatWasSentAheadBeforeItEnds(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
+}
+
+// A request that no response has come for when the time is over is told so, and logged as what it was told.
+func TestServe_AnswersWhatDoesNotEndInTime(t *testing.T) {
+	t.Parallel()
+	var out lockedBuffer
+	a := NewActivator(testRevision())
+	a.Add(wireInstance(t, "a", func(in *wire) {
+		in.head()
+		in.gone()
+	}))
+	g := New(Config{AccessLog: &out, ShutdownTimeout: 20 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+	if err := g.SetHosts("default/hello", map[string]*Route{"hello.test": toActivator(a)}); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(ctx, listener) }()
+	c := dialWire(t, listener.Addr().String())
+	c.say(request("GET /"))
+	waitForLoad(t, a, 1, 0)
+	cancel()
+	if h, body := c.response(); !strings.HasPrefix(h.line, "HTTP/1.1 503 ") || h.value("Connection") != "close" {
+		t.Errorf("got %v with %q", h, body)
+	}
+	c.ends()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(out.b.String(), `"status":503`) {
+		t.Errorf("the log is %s", out.b.String())
+	}
+	waitForLoad(t, a, 0, 0)
 }
