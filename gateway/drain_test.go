@@ -121,6 +121,10 @@ func TestServeTLS_AnswersTheNextRequestOfAClientThatWasHeardAMomentAgo(t *testin
 	if rest, err := io.ReadAll(in); len(rest) > 0 || err != nil {
 		t.Errorf("after the last response: %q, %v", rest, err)
 	}
+	if other, err := net.Dial("tcp", address); err == nil {
+		other.Close()
+		t.Error("a server that ends takes new connections")
+	}
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}

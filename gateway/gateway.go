@@ -223,7 +223,7 @@ func (g *Gateway) serveStandard(ctx context.Context, listener net.Listener) erro
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	server := g.server(protocols)
-	return g.serve(ctx, server, func() error {
+	return g.serve(ctx, server, nil, func() error {
 		return server.Serve(strictListener{clientListener{Listener: listener, gateway: g}, g.newJudge()})
 	})
 }
@@ -247,8 +247,9 @@ func (g *Gateway) server(protocols http.Protocols) *http.Server {
 	return server
 }
 
-// serve lets a server take requests until ctx ends, and those in flight end then.
-func (g *Gateway) serve(ctx context.Context, server *http.Server, take func() error) error {
+// serve lets a server take requests until ctx ends, and those in flight end then. settle, which may be nil, lets no more
+// connections come.
+func (g *Gateway) serve(ctx context.Context, server *http.Server, settle func(), take func() error) error {
 	if g.log != nil {
 		stop := g.log.start()
 		defer stop()
@@ -265,6 +266,9 @@ func (g *Gateway) serve(ctx context.Context, server *http.Server, take func() er
 	}
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.config.ShutdownTimeout)
 	defer cancel()
+	if settle != nil {
+		settle()
+	}
 	last.say(limit)
 	err := server.Shutdown(limit)
 	g.upgrades.shutdown(limit)

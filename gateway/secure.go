@@ -26,10 +26,8 @@ func (g *Gateway) ServeTLS(ctx context.Context, listener net.Listener, config *t
 	server.TLSConfig = config
 	server.ConnContext = withTLS
 	server.Handler = http.HandlerFunc(g.serveShaken)
-	return g.serve(ctx, server, func() error {
-		shaken := newShakenListener(g, clientListener{Listener: listener, gateway: g, tls: true}, config)
-		return server.Serve(shaken)
-	})
+	shaken := newShakenListener(g, clientListener{Listener: listener, gateway: g, tls: true}, config)
+	return g.serve(ctx, server, shaken.settle, func() error { return server.Serve(shaken) })
 }
 
 // intercepts tells whether there may be any request that is not for a service although its host has one.

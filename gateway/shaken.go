@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,9 +19,10 @@ type shakenListener struct {
 	config  *tls.Config
 	judge   *judge
 
-	shaken chan shaken
-	once   sync.Once
-	closed chan struct{}
+	shaken  chan shaken
+	once    sync.Once
+	closed  chan struct{}
+	settled atomic.Bool
 }
 
 // shaken is what Accept returns.
@@ -43,7 +45,7 @@ func (l *shakenListener) listen() {
 			go l.shake(c)
 			continue
 		}
-		if !l.give(shaken{err: err}) || errors.Is(err, net.ErrClosed) {
+		if l.settled.Load() || !l.give(shaken{err: err}) || errors.Is(err, net.ErrClosed) {
 			return
 		}
 	}
@@ -100,9 +102,18 @@ func (l *shakenListener) Accept() (net.Conn, error) {
 	}
 }
 
+// settle lets no more connections come. Accept still returns those that have, when they have shaken hands.
+func (l *shakenListener) settle() {
+	l.settled.Store(true)
+	l.Listener.Close() // nothing is lost with it that could be kept
+}
+
 // Close ends Accept.
 func (l *shakenListener) Close() error {
 	l.once.Do(func() { close(l.closed) })
+	if l.settled.Load() {
+		return nil
+	}
 	return l.Listener.Close()
 }
 
