@@ -54,11 +54,12 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 		defer cancel()
 		ended <- g.serveStandard(standard, handed)
 	}()
+	var looping sync.WaitGroup
 	for _, l := range loops {
-		go func() {
+		looping.Go(func() {
 			defer cancel()
 			ended <- l.serve(running)
-		}()
+		})
 	}
 	<-running.Done()
 	var draining sync.WaitGroup
@@ -76,6 +77,10 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 	defer timer.Stop()
 	draining.Wait()
 	unix.Close(socket)
+	// What clients send within their grace may be the standard library's to serve.
+	graced, done := context.WithTimeout(context.WithoutCancel(ctx), 2*drainGrace)
+	go func() { looping.Wait(); done() }()
+	<-graced.Done()
 	handed.settle()
 	stop()
 	var errs []error
