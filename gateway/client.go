@@ -32,7 +32,8 @@ type client struct {
 	searched int    // how far held was searched for the end of a head
 	fresh    bool   // held is behind the end of a request: the next one may be in it
 	out      outbox
-	stalled  time.Duration // when the client last took a byte of out
+	stalled  time.Duration // when the client last took a byte of what was written
+	untaken  int           // bytes that the kernel had for it then, while out is not empty
 	since    time.Duration // when its state began; in reading, when the first byte of a request came
 	partial  bool          // a part of a request's head has come
 	served   bool          // it has had a request
@@ -123,7 +124,7 @@ func (c *client) step() bool {
 			return false
 		}
 		if n > 0 {
-			c.stalled = c.loop.tick
+			c.stalled, c.untaken = c.loop.tick, c.unacknowledged()
 			c.relay.heard = c.loop.tick // the instance was not listened to
 		}
 	}
@@ -169,7 +170,7 @@ func (c *client) read() bool {
 	if c.fresh {
 		c.fresh = false
 		p = l.in[:copy(l.in, c.held)]
-	} else if p, err = l.fill(&c.socket, c.held); err == errAgain {
+	} else if p, err = l.fill(&c.socket, c.held, requestSize); err == errAgain {
 		return false
 	}
 	if n := http1.EmptyLines(p); n > 0 {
@@ -235,7 +236,7 @@ func (c *client) hangUp() {
 
 // linger reads off what the client still sends.
 func (c *client) linger() bool {
-	_, err := c.loop.fill(&c.socket, nil)
+	_, err := c.loop.fill(&c.socket, nil, readSize)
 	if err == nil {
 		return true
 	}
@@ -375,6 +376,10 @@ func (c *client) expire() {
 	}
 	switch what {
 	case deadlineStall:
+		if untaken := c.unacknowledged(); untaken < c.untaken { // slowly, but it reads: the kernel waits for more room than that
+			c.stalled, c.untaken = c.loop.tick, untaken
+			break
+		}
 		c.reset()
 		c.gone()
 	case deadlineGone:

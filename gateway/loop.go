@@ -60,6 +60,9 @@ const (
 	// readSize is how much one read takes at most: a read and a write of it cost about as much again as the system calls
 	// themselves.
 	readSize = 128 << 10
+	// requestSize is how much is read at most with a request's head, or while a request waits: that much a request that
+	// waits can hold, and that much is copied when a client sends requests ahead.
+	requestSize = 32 << 10
 	// bufferSize is the size of the buffers that hold what waits. One that had to grow beyond keepSize is not kept.
 	bufferSize = 4 << 10
 	keepSize   = 64 << 10
@@ -274,9 +277,9 @@ func (l *loop) end() {
 	unix.Close(l.wakeup)
 }
 
-// fill reads from a socket into the loop's buffer, behind what was held of it before. The result is valid until the
-// next fill.
-func (l *loop) fill(s *socket, held []byte) ([]byte, error) {
+// fill reads from a socket, no more than most bytes, into the loop's buffer, behind what was held of it before. The
+// result is valid until the next fill.
+func (l *loop) fill(s *socket, held []byte, most int) ([]byte, error) {
 	if len(l.in)-len(held) < readSize/2 {
 		l.in = make([]byte, 2*len(l.in)) // as long as the longest head that the limits let through
 	}
@@ -284,7 +287,7 @@ func (l *loop) fill(s *socket, held []byte) ([]byte, error) {
 	if !s.readable {
 		return l.in[:n], errAgain
 	}
-	got, err := s.read(l.in[n:min(n+readSize, len(l.in))]) // no more than that, however long the buffer had to become
+	got, err := s.read(l.in[n:min(n+most, len(l.in))]) // no more than that, however long the buffer had to become
 	return l.in[:n+got], err
 }
 

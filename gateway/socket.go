@@ -106,6 +106,15 @@ func (s *socket) write(pieces [][]byte) (int, error) {
 // maxPieces is how many pieces one write takes.
 const maxPieces = 4
 
+// unacknowledged is how many bytes that were written the other side has not taken; 0 when that is not known.
+func (s *socket) unacknowledged() int {
+	n, err := unix.IoctlGetInt(s.fd, unix.SIOCOUTQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // shutdownWrite ends our half: the other side reads to the end.
 func (s *socket) shutdownWrite() { syscall.Shutdown(s.fd, syscall.SHUT_WR) }
 

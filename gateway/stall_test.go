@@ -174,3 +174,29 @@ func TestClientConn_IsClosedOnlyWhenNoByteIsTakenInTime(t *testing.T) {
 		}
 	})
 }
+
+func TestGateway_AClientThatReadsSlowlyKeepsItsResponse(t *testing.T) {
+	t.Parallel()
+	const timeout = 300 * time.Millisecond
+	a := NewActivator(testRevision())
+	a.Add(serveInstance(t, "a", func(w http.ResponseWriter, r *http.Request) {
+		for chunk := make([]byte, 64<<10); r.Context().Err() == nil; {
+			w.Write(chunk)
+		}
+	}))
+	_, address := startGateway(t, Config{WriteTimeout: timeout}, a)
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.(*net.TCPConn).SetReadBuffer(16 << 10)
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: hello.test\r\n\r\n")
+	// Slower than the kernel makes room for more in that time, and for much longer than it.
+	buffer := make([]byte, 8<<10)
+	for end := time.Now().Add(5 * timeout); time.Now().Before(end); time.Sleep(timeout / 10) {
+		if _, err := io.ReadFull(c, buffer); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
