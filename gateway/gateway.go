@@ -152,6 +152,7 @@ func (g *Gateway) Requests() uint64 { return g.requests.Load() }
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.requests.Add(1)
 	x := &exchange{gateway: g, writer: w, request: r, arrived: time.Now()}
+	defer x.endBody()
 	refused := refuse(r)
 	if refused == nil {
 		refused = g.overLimit(r)

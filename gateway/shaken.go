@@ -122,6 +122,7 @@ type tlsState struct{}
 
 // withTLS keeps the state of a strict connection for its requests; the server sees to that of others.
 func withTLS(ctx context.Context, c net.Conn) context.Context {
+	ctx = withResets(ctx, c)
 	if strict, ok := c.(*strictConn); ok {
 		if conn, ok := strict.Conn.(*tls.Conn); ok {
 			state := conn.ConnectionState()

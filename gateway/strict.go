@@ -74,6 +74,7 @@ type strictConn struct {
 
 	why      atomic.Pointer[http1.Error] // it was refused
 	answered atomic.Bool                 // the server has refused a request before any handler
+	over     atomic.Bool                 // nothing more is read: a request's body was left
 	closed   atomic.Bool
 }
 
@@ -108,6 +109,9 @@ func release(c net.Conn) {
 
 // Read gives on what has come and is in order.
 func (c *strictConn) Read(p []byte) (int, error) {
+	if c.over.Load() {
+		return 0, io.EOF
+	}
 	if c.state == strictRefused {
 		if len(c.bad) == 0 {
 			return 0, io.EOF
@@ -261,10 +265,13 @@ func (c *strictConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close closes the connection; after a refusal so that the client can read it: what it has still sent is read, and
+// endReading lets nothing more be read: what comes is the rest of a body that nobody wants.
+func (c *strictConn) endReading() { c.over.Store(true) }
+
+// Close closes the connection; after a refusal, or when a body was left, so that the client can read it: what it has still sent is read, and
 // not answered with a reset, which would take the answer back.
 func (c *strictConn) Close() error {
-	if (c.answered.Load() || c.why.Load() != nil) && !c.closed.Swap(true) && c.CloseWrite() == nil {
+	if (c.answered.Load() || c.over.Load() || c.why.Load() != nil) && !c.closed.Swap(true) && c.CloseWrite() == nil {
 		c.Conn.SetReadDeadline(time.Now().Add(refusedWait)) // fails only on a closed connection, as reading does
 		io.CopyN(io.Discard, c.Conn, refusedBytes)
 	}

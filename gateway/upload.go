@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -40,6 +41,7 @@ type clientBody struct {
 	mu        sync.Mutex
 	reading   bool   // somebody has begun to
 	interrupt func() // ends a Read that waits for the client; nil when none is to be ended any more
+	broken    bool   // one was
 }
 
 func (b *clientBody) Read(p []byte) (int, error) {
@@ -73,6 +75,7 @@ func (b *clientBody) Close() error {
 	defer b.mu.Unlock()
 	if b.reading && b.interrupt != nil && b.end.Load() == nil {
 		b.interrupt()
+		b.broken = true
 	}
 	return nil
 }
@@ -82,6 +85,46 @@ func (b *clientBody) leave() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.interrupt = nil
+}
+
+// wasInterrupted tells whether reading was ended although there may have been more: net/http can have taken that for the client's
+// end.
+func (b *clientBody) wasInterrupted() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.broken
+}
+
+// endBody ends an exchange whose client's body was not read to its end: the connection has no next request. net/http would wait for the
+// rest of the body, for as long as the client likes.
+func (x *exchange) endBody() {
+	r := x.request
+	if r.ProtoMajor != 1 || !hasBody(r) || x.bodyEnded() {
+		return
+	}
+	if r, ok := r.Context().Value(resetsKey{}).(*resets); ok {
+		if c, ok := r.conn.(*strictConn); ok {
+			c.endReading()
+		}
+	}
+}
+
+// bodyEnded tells whether the request's body was read to its end, by us or by net/http before a refusal.
+func (x *exchange) bodyEnded() bool {
+	r := x.request
+	switch {
+	case x.body != nil:
+		return x.body.whole() && !x.body.wasInterrupted()
+	case expectsContinue(r):
+		return false
+	}
+	x.flush() // a client that is gone is no matter here
+	body := r.Body
+	if ahead, ok := body.(*aheadBody); ok {
+		body = ahead.ReadCloser
+	}
+	_, err := body.Read(make([]byte, 1)) // within the time that the refusal has set
+	return err == io.EOF || errors.Is(err, http.ErrBodyReadAfterClose)
 }
 
 // openBody lets a request's body be read while the response is written.

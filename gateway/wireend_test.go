@@ -338,6 +338,43 @@ func TestWire_ABodyThatComesAfterItsResponseIsNoRequest(t *testing.T) {
 	}
 }
 
+func TestWire_AClientThatNeverSendsItsBodyGetsTheResponseAndTheEnd(t *testing.T) {
+	onEveryFront(t, func(t *testing.T, serve serveFunc) {
+		instances := map[bool]*fakeInstance{
+			false: wireInstance(t, "HTTP/1.1", func(in *wire) {
+				if h := in.head(); strings.HasPrefix(h.line, "POST /cut ") {
+					in.say("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nearly")
+					return
+				}
+				in.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n0\r\n\r\n")
+				in.gone()
+			}),
+			true: serveInstance(t, "HTTP/2", func(w http.ResponseWriter, r *http.Request) {
+				io.WriteString(w, "early")
+				http.NewResponseController(w).Flush()
+				if r.URL.Path == "/cut" {
+					panic(http.ErrAbortHandler)
+				}
+			}),
+		}
+		revision := testRevision()
+		for _, revision.HTTP2 = range []bool{false, true} {
+			a, address := serve(Config{}, revision, instances[revision.HTTP2])
+			for _, path := range []string{"/whole", "/cut"} {
+				for _, framing := range []string{"Content-Length: 1000", "Content-Length: 1000000000000", "Transfer-Encoding: chunked"} {
+					c := dialWire(t, address)
+					c.say(request("POST "+path, framing))
+					got := c.rest()
+					if !strings.HasPrefix(got, "HTTP/1.1 200 OK\r\n") || !strings.Contains(got, "early") || strings.HasSuffix(got, "0\r\n\r\n") != (path == "/whole") {
+						t.Errorf("%s with %s: got %q", path, framing, got)
+					}
+					waitForLoad(t, a, 0, 0)
+				}
+			}
+		}
+	})
+}
+
 func TestWire_NothingBehindAMalformedBodyIsARequest(t *testing.T) {
 	onEveryFront(t, func(t *testing.T, serve serveFunc) {
 		var hidden atomic.Int64
@@ -380,9 +417,12 @@ func TestWire_ARefusalDoesNotWaitForTheBody(t *testing.T) {
 				c := dialWire(t, address)
 				c.say("POST / HTTP/1.1\r\nHost: " + host + "\r\n" + framing + "\r\n\r\n")
 				if h, _ := c.response(); strings.Fields(h.line)[1] != want {
-					t.Errorf("%s: got %v", framing, h)
+					t.Errorf("%s %s: got %v", host, framing, h)
 				}
-				c.gone() // it is not waited for long
+				c.SetReadDeadline(time.Now().Add(wirePatience / 2))
+				if _, err := c.reader.ReadByte(); err != io.EOF { // it is not waited for long
+					t.Errorf("%s %s: after the refusal: %v", host, framing, err)
+				}
 			}
 		}
 	})

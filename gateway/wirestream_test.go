@@ -105,8 +105,9 @@ func TestWire_ALongPollIsAnsweredWhenTheInstanceDoes(t *testing.T) {
 	})
 }
 
-// mostInFlight bounds what the buffers between two sides hold that are a gateway apart: those of the kernel above all.
-const mostInFlight = 16 << 20
+// mostInFlight bounds what the buffers between two sides hold that are a gateway apart. It is above all what the kernel lets
+// two sockets' buffers grow to on both ways, by its usual limits (net.ipv4.tcp_wmem, tcp_rmem).
+const mostInFlight = 80 << 20
 
 // stalls waits until a count stands still, and returns it.
 func stalls(t *testing.T, count *atomic.Int64) int64 {
@@ -176,11 +177,17 @@ func (e *endless) Read(p []byte) (int, error) {
 
 func TestWire_AnInstanceThatReadsSlowlySlowsTheClientDown(t *testing.T) {
 	betweenProtocols(t, func(t *testing.T, revision Revision, client *http.Client) {
-		read := make(chan int64)
+		read, over := make(chan int64), make(chan struct{})
+		defer close(over)
 		a, address := through(t, revision, func(w http.ResponseWriter, r *http.Request) {
-			for n := range read {
-				if _, err := io.CopyN(io.Discard, r.Body, n); err != nil {
-					t.Errorf("reading %d bytes: %v", n, err)
+			for {
+				select {
+				case n := <-read:
+					if _, err := io.CopyN(io.Discard, r.Body, n); err != nil {
+						t.Errorf("reading %d bytes: %v", n, err)
+					}
+				case <-over:
+					return
 				}
 			}
 		})
@@ -202,7 +209,6 @@ func TestWire_AnInstanceThatReadsSlowlySlowsTheClientDown(t *testing.T) {
 			body.taken.Add(-n / 2)
 		}
 		leave()
-		close(read)
 		<-ended
 		waitForLoad(t, a, 0, 0)
 	})
