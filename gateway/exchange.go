@@ -26,6 +26,7 @@ type exchange struct {
 	guard     *streamGuard // nil where the connection is guarded: HTTP/1.1
 	body      *clientBody  // nil when the request has none, or it has not been asked for
 	kept      keptBody     // the same, as instances that speak HTTP/1.1 get it
+	pump      *bodyPump    // the same, as instances that speak HTTP/2 get it
 
 	arrived  time.Time
 	claimed  time.Time // zero while it has no instance

@@ -124,7 +124,10 @@ func (x *exchange) http2Request(ctx context.Context, early *interim, sent *sendi
 		Proto: "HTTP/2.0", ProtoMajor: 2,
 	}).WithContext(ctx)
 	if hasBody(r) {
-		out.Body = x.openBody()
+		if x.pump == nil {
+			x.pump = newBodyPump(x.openBody())
+		}
+		out.Body = &pumpedBody{pump: x.pump}
 	}
 	return out
 }
@@ -188,15 +191,10 @@ func (i *interim) end() {
 	}
 }
 
-// endHTTP2Body ends the exchange's reading of the client's body. It bounds how long the transport, and net/http, can still
-// wait for more of it once the response is over.
+// endHTTP2Body bounds how long net/http can still wait for the client's body once the response is over.
 func (x *exchange) endHTTP2Body() {
-	if x.body == nil {
-		return
-	}
-	x.body.leave()
 	// Of HTTP/2 the server ends the stream itself, in the frame that a response without body has to end with (gRPC's "trailers only").
-	if x.began && x.request.ProtoMajor == 1 && !x.body.whole() {
+	if x.body != nil && x.began && x.request.ProtoMajor == 1 && !x.body.whole() {
 		x.flush() // a client that is gone is no matter here
 		x.lingerForBody()
 	}

@@ -32,22 +32,13 @@ type upload struct {
 	clientErr error // reading from the client
 }
 
-// clientBody is the body of a client's request while it is read. The server closes it, not who reads it: after a failed dial it
-// goes to the next instance.
+// clientBody is the body of a client's request while it is read.
 type clientBody struct {
 	body io.Reader
 	end  atomic.Pointer[error] // what reading ended with; nil while it goes on
-
-	mu        sync.Mutex
-	reading   bool   // somebody has begun to
-	interrupt func() // ends a Read that waits for the client; nil when none is to be ended any more
-	broken    bool   // one was
 }
 
 func (b *clientBody) Read(p []byte) (int, error) {
-	b.mu.Lock()
-	b.reading = true
-	b.mu.Unlock()
 	n, err := b.body.Read(p)
 	if err != nil {
 		b.end.Store(&err)
@@ -69,32 +60,6 @@ func (b *clientBody) failure() error {
 	return nil
 }
 
-// Close ends a Read that waits for the client: an HTTP/2 transport tells of the end of a response only after that.
-func (b *clientBody) Close() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.reading && b.interrupt != nil && b.end.Load() == nil {
-		b.interrupt()
-		b.broken = true
-	}
-	return nil
-}
-
-// leave makes Close do nothing from now on: the exchange is over.
-func (b *clientBody) leave() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.interrupt = nil
-}
-
-// wasInterrupted tells whether reading was ended although there may have been more: net/http can have taken that for the client's
-// end.
-func (b *clientBody) wasInterrupted() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.broken
-}
-
 // endBody ends an exchange whose client's body was not read to its end: the connection has no next request. net/http would wait for the
 // rest of the body, for as long as the client likes.
 func (x *exchange) endBody() {
@@ -114,7 +79,7 @@ func (x *exchange) bodyEnded() bool {
 	r := x.request
 	switch {
 	case x.body != nil:
-		return x.body.whole() && !x.body.wasInterrupted()
+		return x.body.whole()
 	case expectsContinue(r):
 		return false
 	}
@@ -130,12 +95,10 @@ func (x *exchange) bodyEnded() bool {
 // openBody lets a request's body be read while the response is written.
 func (x *exchange) openBody() *clientBody {
 	if x.body == nil {
-		control := http.NewResponseController(x.writer)
 		x.body = &clientBody{body: x.request.Body}
-		x.body.interrupt = func() { control.SetReadDeadline(time.Unix(1, 0)) }
 		if x.request.ProtoMajor == 1 {
 			// Only says that the response does not wait for the body; all our writers can do it.
-			control.EnableFullDuplex()
+			http.NewResponseController(x.writer).EnableFullDuplex()
 		}
 	}
 	return x.body

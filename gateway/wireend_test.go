@@ -366,7 +366,7 @@ func TestWire_AClientThatNeverSendsItsBodyGetsTheResponseAndTheEnd(t *testing.T)
 					c.say(request("POST "+path, framing))
 					got := c.rest()
 					if !strings.HasPrefix(got, "HTTP/1.1 200 OK\r\n") || !strings.Contains(got, "early") || strings.HasSuffix(got, "0\r\n\r\n") != (path == "/whole") {
-						t.Errorf("%s with %s: got %q", path, framing, got)
+						t.Errorf("HTTP/2 %t, %s with %s: got %q", revision.HTTP2, path, framing, got)
 					}
 					waitForLoad(t, a, 0, 0)
 				}
