@@ -431,6 +431,12 @@ func (l *lockedBuffer) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
+func (l *lockedBuffer) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 func TestAccessLog_HasALineOfJSONForEachRequestWithoutTheQuery(t *testing.T) {
 	var out lockedBuffer
 	a := NewActivator(testRevision())

@@ -195,7 +195,11 @@ func (w *wire) silent() {
 
 // request makes the text of a request for hello.test from its method and path, and lines of its header.
 func request(methodPath string, lines ...string) string {
-	return methodPath + " HTTP/1.1\r\nHost: hello.test\r\n" + strings.Join(append(lines, ""), "\r\n") + "\r\n"
+	text := methodPath + " HTTP/1.1\r\nHost: hello.test\r\n"
+	for _, line := range lines {
+		text += line + "\r\n"
+	}
+	return text + "\r\n"
 }
 
 // A serveFunc serves a gateway whose host hello.test leads to these instances of a revision, and returns its address.
