@@ -164,6 +164,7 @@ func TestProxy_RepeatsARequestOnlyWhenTheInstanceTookNothingOfIt(t *testing.T) {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s, %s with %d bytes", ending.name, request.method, len(request.body)), func(t *testing.T) {
+				t.Parallel()
 				var executed, other atomic.Int64
 				served := make(chan *net.TCPConn, 1)
 				var connections atomic.Int64
