@@ -31,6 +31,7 @@ type loop struct {
 	epoll   int
 	wakeup  int // an eventfd: something was posted
 	events  [128]unix.EpollEvent
+	busy    bool      // events came in a batch: more may be there when these are worked on
 	sockets []*socket // by file descriptor
 	gens    int32
 
@@ -66,6 +67,8 @@ const (
 	// bufferSize is the size of the buffers that hold what waits. One that had to grow beyond keepSize is not kept.
 	bufferSize = 4 << 10
 	keepSize   = 64 << 10
+	// busyBatch is how many events at once make a loop busy.
+	busyBatch = 4
 	// keptBuffers is how many unused buffers a loop keeps.
 	keptBuffers = 1024
 	// maxTurn is how many steps one connection takes before it is the others' turn.
@@ -184,14 +187,18 @@ func (l *loop) serve(ctx context.Context) error {
 
 // wait waits until a connection can go on, or the next timer's time comes.
 func (l *loop) wait() (int, error) {
-	if n, err := l.poll(); n != 0 || err != nil || len(l.again) > 0 {
-		return n, err
+	if l.busy || len(l.again) > 0 { // else there is probably nothing yet, and a look would be a system call for nothing
+		n, err := l.poll()
+		l.busy = n >= busyBatch
+		if n != 0 || err != nil || len(l.again) > 0 {
+			return n, err
+		}
 	}
 	timeout := -1
 	if next := l.timers.next(); next > 0 {
 		left := next - time.Since(l.began)
 		if left <= 0 {
-			return 0, nil
+			return l.poll() // what has come counts before the deadline
 		}
 		timeout = int((left + time.Millisecond - 1) / time.Millisecond)
 	}
@@ -199,6 +206,7 @@ func (l *loop) wait() (int, error) {
 	if errors.Is(err, unix.EINTR) {
 		return 0, nil
 	}
+	l.busy = n >= busyBatch
 	return n, err
 }
 
