@@ -91,6 +91,7 @@ func http2Client(t testing.TB) *http.Client {
 }
 
 func TestProxy_SetsTheHeadersOfTheContract(t *testing.T) {
+	t.Parallel()
 	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
 			revision := testRevision()
@@ -132,6 +133,7 @@ func TestProxy_SetsTheHeadersOfTheContract(t *testing.T) {
 }
 
 func TestProxy_KeepsWhatTrustedProxiesSay(t *testing.T) {
+	t.Parallel()
 	a := NewActivator(testRevision())
 	got := make(chan http.Header, 1)
 	a.Add(serveInstance(t, "a", func(w http.ResponseWriter, r *http.Request) { got <- r.Header.Clone() }))
@@ -175,6 +177,7 @@ func TestTraceOf_ReadsEitherHeader(t *testing.T) {
 }
 
 func TestProxy_RemovesHopByHopFieldsOfTheResponseAndInventsNone(t *testing.T) {
+	t.Parallel()
 	_, _, address := throughRaw(t, testRevision(), rawResponse("HTTP/1.1 200 OK\r\nConnection: X-Hop\r\nX-Hop: 1\r\n"+
 		"Keep-Alive: timeout=5\r\nserver: mine\r\nContent-Length: 2\r\nSet-Cookie: a=1\r\nset-cookie: b=2\r\n\r\nhi"))
 	response, body := fetch(t, newRequest(t, "GET", address, "/", ""))
@@ -185,6 +188,7 @@ func TestProxy_RemovesHopByHopFieldsOfTheResponseAndInventsNone(t *testing.T) {
 }
 
 func TestProxy_MakesCookiesPrivateWhenAsked(t *testing.T) {
+	t.Parallel()
 	a := NewActivator(testRevision())
 	a.Add(rawInstance(t, "a", rawResponse("HTTP/1.1 200 OK\r\nSet-Cookie: a=1\r\nCache-Control: public\r\nContent-Length: 0\r\n\r\n")))
 	_, address := startGateway(t, Config{PrivateCookies: true}, a)
@@ -194,6 +198,7 @@ func TestProxy_MakesCookiesPrivateWhenAsked(t *testing.T) {
 }
 
 func TestProxy_StreamsBothWaysAtOnce(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		instance bool
 		client   bool
@@ -245,6 +250,7 @@ func TestProxy_StreamsBothWaysAtOnce(t *testing.T) {
 }
 
 func TestProxy_PassesOnPartsOfAResponseAsTheyCome(t *testing.T) {
+	t.Parallel()
 	for name, parts := range map[string][2]string{
 		"with a length":    {"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfirst", "later"},
 		"within one chunk": {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\nfirst", "later\r\n0\r\n\r\n"},
@@ -275,6 +281,7 @@ func TestProxy_PassesOnPartsOfAResponseAsTheyCome(t *testing.T) {
 }
 
 func TestProxy_CarriesLargeBodiesBothWays(t *testing.T) {
+	t.Parallel()
 	_, address := through(t, testRevision(), func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).EnableFullDuplex()
 		io.Copy(w, r.Body)
@@ -292,6 +299,7 @@ func TestProxy_CarriesLargeBodiesBothWays(t *testing.T) {
 }
 
 func TestProxy_CarriesTrailersBothWays(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		instance bool
 		client   bool
@@ -327,6 +335,7 @@ func TestProxy_CarriesTrailersBothWays(t *testing.T) {
 }
 
 func TestProxy_CarriesGRPCOverHTTP2EvenToHTTP1Revisions(t *testing.T) {
+	t.Parallel()
 	_, address := through(t, testRevision(), func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor != 2 || r.Header.Get("Te") != "trailers" {
 			t.Errorf("the instance was asked over %s with TE %q", r.Proto, r.Header.Get("Te"))
@@ -349,6 +358,7 @@ func TestProxy_CarriesGRPCOverHTTP2EvenToHTTP1Revisions(t *testing.T) {
 }
 
 func TestProxy_PassesOnInterimResponses(t *testing.T) {
+	t.Parallel()
 	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
 			revision := testRevision()
@@ -378,6 +388,7 @@ func TestProxy_PassesOnInterimResponses(t *testing.T) {
 }
 
 func TestProxy_LetsTheInstanceDecideOnExpectedContinue(t *testing.T) {
+	t.Parallel()
 	a, address := through(t, testRevision(), func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/refuse" {
 			w.WriteHeader(http.StatusRequestEntityTooLarge)
@@ -415,6 +426,7 @@ func TestProxy_LetsTheInstanceDecideOnExpectedContinue(t *testing.T) {
 }
 
 func TestProxy_PassesOnAResponseThatComesBeforeTheBody(t *testing.T) {
+	t.Parallel()
 	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
 			revision := testRevision()
@@ -444,6 +456,7 @@ func TestProxy_PassesOnAResponseThatComesBeforeTheBody(t *testing.T) {
 }
 
 func TestProxy_EndsTheInstancesRequestWhenTheClientIsGone(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		instance bool
 		client   bool
@@ -474,6 +487,7 @@ func TestProxy_EndsTheInstancesRequestWhenTheClientIsGone(t *testing.T) {
 }
 
 func TestProxy_NeverGivesAnInstanceHalfABodyAsAWholeOne(t *testing.T) {
+	t.Parallel()
 	began, got := make(chan struct{}), make(chan error, 1)
 	a, address := through(t, testRevision(), func(w http.ResponseWriter, r *http.Request) {
 		began <- struct{}{}
@@ -499,6 +513,7 @@ func TestProxy_NeverGivesAnInstanceHalfABodyAsAWholeOne(t *testing.T) {
 }
 
 func TestProxy_TunnelsAfterAnUpgrade(t *testing.T) {
+	t.Parallel()
 	_, a, address := throughRaw(t, testRevision(), func(c net.Conn) {
 		reader := bufio.NewReader(c)
 		r, err := http.ReadRequest(reader)
@@ -547,6 +562,7 @@ func TestProxy_TunnelsAfterAnUpgrade(t *testing.T) {
 }
 
 func TestProxy_DoesNotPassOnAnUpgradeToHTTP2(t *testing.T) {
+	t.Parallel()
 	_, address := through(t, testRevision(), func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%q %q %q", r.Header["Upgrade"], r.Header["Connection"], r.Header["Http2-Settings"])
 	})
@@ -558,6 +574,7 @@ func TestProxy_DoesNotPassOnAnUpgradeToHTTP2(t *testing.T) {
 }
 
 func TestProxy_AnswersHEADWithoutBody(t *testing.T) {
+	t.Parallel()
 	_, address := through(t, testRevision(), func(w http.ResponseWriter, r *http.Request) { w.Header().Set("Content-Length", "1000") })
 	for range 2 { // the second over the kept connection
 		response, body := fetch(t, newRequest(t, "HEAD", address, "/", ""))
@@ -568,6 +585,7 @@ func TestProxy_AnswersHEADWithoutBody(t *testing.T) {
 }
 
 func TestProxy_AnswersMalformedResponsesWith503(t *testing.T) {
+	t.Parallel()
 	for name, text := range map[string]string{
 		"not HTTP":              "hello\r\n\r\n",
 		"HTTP/2":                "HTTP/2 200 OK\r\n\r\n",
@@ -599,6 +617,7 @@ func TestProxy_AnswersMalformedResponsesWith503(t *testing.T) {
 }
 
 func TestProxy_ShowsTheClientThatAResponseIsTruncated(t *testing.T) {
+	t.Parallel()
 	for name, text := range map[string]string{
 		"length":    "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
 		"chunks":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
@@ -625,6 +644,7 @@ func TestProxy_ShowsTheClientThatAResponseIsTruncated(t *testing.T) {
 }
 
 func TestProxy_TellsTheOwnerOfATruncatedResponse(t *testing.T) {
+	t.Parallel()
 	for name, client := range map[string]*http.Client{"HTTP/1.1": http.DefaultClient, "HTTP/2": http2Client(t)} {
 		t.Run(name, func(t *testing.T) {
 			a := NewActivator(testRevision())
@@ -660,6 +680,7 @@ func (w lineWriter) Write(p []byte) (int, error) {
 }
 
 func TestProxy_NeverSendsARequestTwiceThatIsNotIdempotent(t *testing.T) {
+	t.Parallel()
 	var requests atomic.Int64
 	_, _, address := throughRaw(t, testRevision(), func(c net.Conn) {
 		reader := bufio.NewReader(c)
@@ -686,6 +707,7 @@ func TestProxy_NeverSendsARequestTwiceThatIsNotIdempotent(t *testing.T) {
 }
 
 func TestProxy_DoesNotUseAConnectionThatTheInstanceHasClosed(t *testing.T) {
+	t.Parallel()
 	closed := make(chan struct{}, 100)
 	instance, _, address := throughRaw(t, testRevision(), func(c net.Conn) {
 		http.ReadRequest(bufio.NewReader(c))
@@ -705,6 +727,7 @@ func TestProxy_DoesNotUseAConnectionThatTheInstanceHasClosed(t *testing.T) {
 }
 
 func TestProxy_KeepsConnections(t *testing.T) {
+	t.Parallel()
 	a := NewActivator(testRevision())
 	instance := serveInstance(t, "a", func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(w, r.Body)
@@ -720,6 +743,7 @@ func TestProxy_KeepsConnections(t *testing.T) {
 }
 
 func TestProxy_GoesToAnotherInstanceWhenOneCannotBeReached(t *testing.T) {
+	t.Parallel()
 	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
 			revision := testRevision()
@@ -750,6 +774,7 @@ func TestProxy_GoesToAnotherInstanceWhenOneCannotBeReached(t *testing.T) {
 }
 
 func TestProxy_SaysThatAnInstanceDied(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		exit   engine.Exit
 		status int
@@ -791,6 +816,7 @@ func (d dyingInstance) Dial(ctx context.Context) (net.Conn, error) {
 }
 
 func TestProxy_WaitsForTheNewsOfAnInstanceThatIsDying(t *testing.T) {
+	t.Parallel()
 	a := NewActivator(testRevision())
 	a.Add(dyingInstance{rawInstance(t, "a", func(c net.Conn) {
 		if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
@@ -820,6 +846,7 @@ func (c *brokenConn) Write(p []byte) (int, error) {
 }
 
 func TestProxy_AnswersAClientWhoseBodyWasReadAndNotSentHoweverLongItTakes(t *testing.T) {
+	t.Parallel()
 	a := NewActivator(testRevision())
 	broken := rawInstance(t, "broken", func(c net.Conn) { io.Copy(io.Discard, c) })
 	broken.wrap = func(c *net.TCPConn) net.Conn {
@@ -836,6 +863,7 @@ func TestProxy_AnswersAClientWhoseBodyWasReadAndNotSentHoweverLongItTakes(t *tes
 }
 
 func TestProxy_AnInstanceThatBreaksAConnectionOffAndLivesHasNotRunOutOfMemory(t *testing.T) {
+	t.Parallel()
 	instance := rawInstance(t, "a", func(c net.Conn) {
 		// The connection that only asks whether it lives brings no request.
 		_, _ = http.ReadRequest(bufio.NewReader(c))
@@ -853,6 +881,7 @@ func TestProxy_AnInstanceThatBreaksAConnectionOffAndLivesHasNotRunOutOfMemory(t 
 }
 
 func TestProxy_TellsGRPCFromWhatOnlyBeginsLikeIt(t *testing.T) {
+	t.Parallel()
 	for contentType, want := range map[string]bool{
 		"application/grpc":               true,
 		"application/grpc+proto":         true,
@@ -895,6 +924,7 @@ func closesReused(requests *atomic.Int64) func(net.Conn) {
 }
 
 func TestProxy_NeverRepeatsARequestThatAnInstanceHasRead(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ method, body string }{
 		{"GET", ""}, {"HEAD", ""}, {"OPTIONS", ""}, {"DELETE", ""}, {"POST", ""}, {"PUT", "body"}, {"GET", "body"},
 	} {
@@ -913,6 +943,7 @@ func TestProxy_NeverRepeatsARequestThatAnInstanceHasRead(t *testing.T) {
 }
 
 func TestProxy_DoesNotRepeatARequestThatEndedTheInstance(t *testing.T) {
+	t.Parallel()
 	a := NewActivator(testRevision())
 	one := idleInstance("one")
 	var others atomic.Int64
