@@ -428,3 +428,13 @@ func (i *fakeInstance) Containers() []engine.ContainerStatus {
 
 // restart is a container that is started again in place.
 func (i *fakeInstance) restart() { i.restarts.Add(1) }
+
+func (*fakeInstance) Freeze() error { return nil }
+
+func (*fakeInstance) Thaw() error { return nil }
+
+func (*fakeInstance) Frozen() bool { return false }
+
+func (*fakeInstance) Reclaim() (int64, error) { return 0, errors.ErrUnsupported }
+
+func (*fakeInstance) Usage() (engine.Usage, error) { return engine.Usage{}, errors.ErrUnsupported }

@@ -74,9 +74,31 @@ type Instance interface {
 	// Containers tell how the instance's containers are, in the order of Spec: Container, then Sidecars.
 	Containers() []ContainerStatus
 
+	// Freeze withholds the CPU from everything in a ready instance until Thaw, as between requests (contract C66, KY16).
+	// Its memory and its connections stay; it is not probed meanwhile. Freezing one that is frozen, or that is not ready,
+	// does nothing.
+	Freeze() error
+
+	// Thaw gives the CPU back, and returns when the kernel has been told: what was sent to the instance before is
+	// answered as soon as it is scheduled. Thawing one that is not frozen costs nothing.
+	Thaw() error
+
+	// Frozen tells whether the CPU is withheld. It costs nothing.
+	Frozen() bool
+
+	// Reclaim has the kernel move as much as it can of a frozen instance's memory to swap or disk, and returns how much
+	// that was, in bytes. It may take long, and may be called beside all others.
+	Reclaim() (freed int64, err error)
+
+	// Usage is what the instance has used so far, and holds now.
+	Usage() (Usage, error)
+
 	// Stages are the steps of this instance's start so far and how long each took, in order.
 	Stages() []Stage
 }
+
+// BoostAfter is for how long the startup CPU boost goes on after the start (contract C46).
+const BoostAfter = 10 * time.Second
 
 // Spec is all an engine needs to know to run instances of one revision, with every reference resolved.
 // It is read-only once given to an engine.
@@ -89,6 +111,10 @@ type Spec struct {
 	Container Container   // the one that requests go to (contract C8)
 	Sidecars  []Container // the others; all share one network
 	Volumes   []Volume    // what the containers' mounts name
+
+	// Boost lets the containers use more CPU than their limits until BoostAfter after they have started, as Cloud Run's
+	// startup CPU boost does (contract C46).
+	Boost bool
 
 	// StartupTimeout bounds the time from Start to ready (contract C45: 240 s).
 	StartupTimeout time.Duration
@@ -245,6 +271,12 @@ type ExecProbe struct{ Command []string }
 // Progress is how far a pull is.
 type Progress struct {
 	Complete, Total int64 // bytes; Total is 0 while unknown
+}
+
+// Usage is what an instance uses of the machine, all its containers together.
+type Usage struct {
+	CPU    time.Duration // processor time since its start
+	Memory int64         // bytes that it holds and that cannot be dropped: without files that are merely cached
 }
 
 // Stage is one timed step of an instance's start.

@@ -213,3 +213,13 @@ func (*fakeInstance) Exec(context.Context, engine.Command) (int, error) {
 }
 
 func (*fakeInstance) Containers() []engine.ContainerStatus { return nil }
+
+func (*fakeInstance) Freeze() error { return nil }
+
+func (*fakeInstance) Thaw() error { return nil }
+
+func (*fakeInstance) Frozen() bool { return false }
+
+func (*fakeInstance) Reclaim() (int64, error) { return 0, errors.ErrUnsupported }
+
+func (*fakeInstance) Usage() (engine.Usage, error) { return engine.Usage{}, errors.ErrUnsupported }

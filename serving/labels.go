@@ -35,6 +35,11 @@ const (
 	// AnnotationSessionAffinity on a revision template, "true", brings a client's requests back to the instance that
 	// served it before, where that can be.
 	AnnotationSessionAffinity = "run.googleapis.com/sessionAffinity"
+	// AnnotationThrottling on a revision template, "true", withholds the CPU from instances between requests; "false"
+	// leaves it to them always (contract C66).
+	AnnotationThrottling = "run.googleapis.com/cpu-throttling"
+	// AnnotationBoost on a revision template, "true", gives instances more CPU than their limit while they start (contract C46).
+	AnnotationBoost = "run.googleapis.com/startup-cpu-boost"
 )
 
 // Berth's own annotations, where neither Knative nor Cloud Run has one.

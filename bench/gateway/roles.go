@@ -185,3 +185,13 @@ func (*listening) DialPort(context.Context, int) (net.Conn, error) { return nil,
 func (*listening) Exec(context.Context, engine.Command) (int, error) { return 0, errors.ErrUnsupported }
 
 func (*listening) Containers() []engine.ContainerStatus { return nil }
+
+func (*listening) Freeze() error { return nil }
+
+func (*listening) Thaw() error { return nil }
+
+func (*listening) Frozen() bool { return false }
+
+func (*listening) Reclaim() (int64, error) { return 0, errors.ErrUnsupported }
+
+func (*listening) Usage() (engine.Usage, error) { return engine.Usage{}, errors.ErrUnsupported }

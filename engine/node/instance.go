@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -406,3 +407,13 @@ func hostname(id string) string {
 	}
 	return id
 }
+
+func (*instance) Freeze() error { return nil }
+
+func (*instance) Thaw() error { return nil }
+
+func (*instance) Frozen() bool { return false }
+
+func (*instance) Reclaim() (int64, error) { return 0, errors.ErrUnsupported }
+
+func (*instance) Usage() (engine.Usage, error) { return engine.Usage{}, errors.ErrUnsupported }
