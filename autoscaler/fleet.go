@@ -26,8 +26,7 @@ type fleet struct {
 	gone        chan struct{} // closed when removed and empty, if anyone waits for it
 
 	members []*member
-	state   State
-	window  *window // nil from zero until an instance is ready
+	judge   Judge
 	desired int
 
 	proven     bool
@@ -213,10 +212,10 @@ func (a *Autoscaler) declare(ctx context.Context, f *fleet, revision Revision) {
 	f.revision.Prove = revision.Prove
 	if revision.Prove && (!f.declared || !before.Prove) {
 		f.proveSince = time.Now()
-		f.state.proven = false
+		f.judge.state.proven = false
 	}
-	if f.window != nil && before.Scale.StableWindow != revision.Scale.StableWindow {
-		f.window = nil
+	if before.Scale.StableWindow != revision.Scale.StableWindow {
+		f.judge.rewindow()
 	}
 	f.declared = true
 	a.rank(f)
@@ -248,19 +247,7 @@ func (a *Autoscaler) look(ctx context.Context, f *fleet) {
 		f.wokenAt = time.Time{}
 	}
 	idle := in.Ready+in.Starting+in.InFlight+in.Waiting == 0
-	switch {
-	case f.window != nil:
-		f.window.record(load)
-	case in.Ready > 0:
-		// Not before: waiting for a first instance is not load, and would be taken for it in the averages.
-		f.window = newWindow(scale.StableWindow, a.settings.Tick, load)
-	}
-	if f.window != nil {
-		in.Stable = f.window.mean(scale.Metric, load, scale.StableWindow, scale.PanicWindow)
-		in.Panic = f.window.mean(scale.Metric, load, scale.PanicWindow, scale.PanicWindow)
-	}
-	decision, state := Decide(scale, in, f.state)
-	f.state = state
+	decision := f.judge.Look(scale, a.settings.Tick, in, load)
 	if f.desired != decision.Desired {
 		f.desired = decision.Desired
 		a.change(f)
@@ -296,8 +283,7 @@ func (f *fleet) waitsFor() string {
 // rest ends looking at a fleet until something happens to it, and forgets what only averages need.
 func (a *Autoscaler) rest(f *fleet) {
 	delete(a.busy, f)
-	f.window = nil
-	f.state = State{proven: f.state.proven}
+	f.judge.Rest()
 }
 
 // follow moves a fleet towards the number desired.
@@ -327,7 +313,7 @@ func (a *Autoscaler) follow(f *fleet, in Input) {
 	switch {
 	case in.Waiting > 0:
 		a.queue.push(f, forRequests)
-	case in.Prove && !f.state.proven:
+	case in.Prove && !f.judge.state.proven:
 		a.queue.push(f, forProof)
 	default:
 		a.queue.push(f, forLoad)

@@ -189,7 +189,7 @@ func (s *scenario) line() {
 	s.autoscaler.mu.RLock()
 	f := s.autoscaler.fleets[s.revision.Key]
 	s.autoscaler.mu.RUnlock()
-	if !f.state.panicAt.IsZero() {
+	if !f.judge.state.panicAt.IsZero() {
 		notes = append(notes, "panic")
 	}
 	if load.Waiting > 0 {
