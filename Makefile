@@ -9,7 +9,7 @@
 # make bench-gateway-peers    the gateway beside HAProxy and Caddy too
 
 GO ?= go
-BENCH = coldstart gateway idle burst
+BENCH = coldstart services gateway idle burst
 
 .PHONY: all deps demo check test conformance conformance-twice soak soak-informer bench $(BENCH:%=bench-%) bench-gateway-peers
 
@@ -55,7 +55,7 @@ soak-informer: deps
 
 bench: $(BENCH:%=bench-%)
 
-bench-coldstart bench-idle bench-burst: bench-%: deps bin/berth
+bench-coldstart bench-services bench-idle bench-burst: bench-%: deps bin/berth
 	$(GO) run ./bench/$*
 
 bench-gateway: deps bin/berth

@@ -30,11 +30,13 @@ type Server struct {
 	Client *client.Client
 	PID    int
 
-	dir     string // holds "state", the state directory, and "log", what the server wrote
-	binary  string
-	process *os.Process
-	ended   chan struct{} // closed when the process has ended
-	err     error         // how it ended; read it after ended is closed
+	dir       string // holds "state", the state directory, and "log", what the server wrote
+	binary    string
+	flags     []string
+	addresses []string // as flags
+	process   *os.Process
+	ended     chan struct{} // closed when the process has ended
+	err       error         // how it ended; read it after ended is closed
 }
 
 // Start runs bin/berth with extra flags and waits until it is ready.
@@ -47,27 +49,36 @@ func Start(ctx context.Context, flags ...string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{dir: dir, binary: binary, ended: make(chan struct{})}
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
+	s := &Server{dir: dir, binary: binary, flags: flags, addresses: []string{"--api-address", "127.0.0.1:0", "--gateway-address", "127.0.0.1:0"}}
+	if err := s.launch(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	defer log.Close() // the process has its own
-	args := append([]string{"server", "--state-dir", s.state(), "--api-address", "127.0.0.1:0", "--gateway-address", "127.0.0.1:0", "--access-log=false"}, flags...)
-	command := exec.Command(binary, args...)
-	command.Stdout, command.Stderr = log, log
-	if err := command.Start(); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
-	}
-	s.process, s.PID = command.Process, command.Process.Pid
-	go func() {
-		s.err = command.Wait()
-		close(s.ended)
-	}()
 	if err := s.awaitReady(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting berth server: %w; it wrote:\n%s", err, s.log()), s.Stop())
 	}
 	return s, nil
+}
+
+// launch starts the process.
+func (s *Server) launch() error {
+	log, err := os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close() // the process has its own
+	args := slices.Concat([]string{"server", "--state-dir", s.state(), "--access-log=false"}, s.addresses, s.flags)
+	command := exec.Command(s.binary, args...)
+	command.Stdout, command.Stderr = log, log
+	if err := command.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	s.process, s.PID, s.ended = command.Process, command.Process.Pid, ended
+	go func() {
+		s.err = command.Wait()
+		close(ended)
+	}()
+	return nil
 }
 
 func (s *Server) awaitReady(ctx context.Context) error {
@@ -133,6 +144,16 @@ func (s *Server) Berth(ctx context.Context, args ...string) error {
 	out, err := command.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("berth %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// Kubectl runs one kubectl command against the server.
+func (s *Server) Kubectl(ctx context.Context, args ...string) error {
+	command := exec.CommandContext(ctx, "kubectl", append(args, "--kubeconfig", s.kubeconfig())...)
+	out, err := command.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("kubectl %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
 	return nil
 }

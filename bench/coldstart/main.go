@@ -9,14 +9,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/berth-run/berth/bench"
@@ -25,9 +21,6 @@ import (
 )
 
 const rounds = 50
-
-// pollInterval is how often the floor tries to connect. Berth begins with 500 µs.
-const pollInterval = 200 * time.Microsecond
 
 func main() {
 	if err := run(context.Background()); err != nil {
@@ -42,11 +35,9 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	hello := filepath.Join(dir, "hello")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", hello, "./examples/hello")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("building examples/hello: %w\n%s", err, out)
+	hello, err := bench.BuildHello(ctx, dir)
+	if err != nil {
+		return err
 	}
 
 	prepared, err := measure(ctx, hello, 1)
@@ -165,54 +156,14 @@ func (f *figures) addStart(begun time.Time, wait time.Duration, i client.Instanc
 	f.path.add("answer", begun.Add(wait).Sub(i.Since))
 }
 
-// addFloor starts the program directly and asks it on the first connection that it takes.
+// addFloor starts the program directly.
 func (f *figures) addFloor(ctx context.Context, hello string) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	l, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free now
+	listen, answer, err := bench.Floor(ctx, hello)
 	if err != nil {
 		return err
 	}
-	address := l.Addr().(*net.TCPAddr)
-	l.Close()
-	command := exec.Command(hello)
-	command.Env = []string{"PORT=" + strconv.Itoa(address.Port)}
-	start := time.Now()
-	if err := command.Start(); err != nil {
-		return err
-	}
-	defer func() {
-		command.Process.Kill()
-		command.Wait()
-	}()
-	var connected time.Time
-	_, status, err := bench.GetOver(ctx, "http://"+address.String()+"/", func(ctx context.Context, address string) (net.Conn, error) {
-		var dialer net.Dialer
-		for {
-			conn, err := dialer.DialContext(ctx, "tcp", address)
-			if err == nil {
-				connected = time.Now()
-				return conn, nil
-			}
-			if ctx.Err() != nil {
-				return nil, fmt.Errorf("%s does not listen: %w", hello, err)
-			}
-			// Not time.Sleep, which rounds up to a millisecond.
-			pause := syscall.NsecToTimespec(int64(pollInterval))
-			if err := syscall.Nanosleep(&pause, nil); err != nil && err != syscall.EINTR {
-				return nil, err
-			}
-		}
-	})
-	took := time.Since(start)
-	if err != nil {
-		return err
-	}
-	if status != 200 {
-		return fmt.Errorf("%s answered with status %d", hello, status)
-	}
-	f.floor = append(f.floor, took)
-	f.floorPath.add("listen", connected.Sub(start))
-	f.floorPath.add("answer", took-connected.Sub(start))
+	f.floor = append(f.floor, answer)
+	f.floorPath.add("listen", listen)
+	f.floorPath.add("answer", answer-listen)
 	return nil
 }
