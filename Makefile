@@ -9,7 +9,7 @@
 # make bench-gateway-peers    the gateway beside HAProxy and Caddy too
 
 GO ?= go
-BENCH = coldstart services gateway idle burst
+BENCH = coldstart coldstart-rate services gateway idle burst
 
 .PHONY: all deps demo check test conformance conformance-twice soak soak-informer bench $(BENCH:%=bench-%) bench-gateway-peers
 
@@ -54,6 +54,9 @@ soak-informer: deps
 	BERTH_SOAK_INFORMER=$(SOAK) $(GO) test -count=1 -timeout 0 -v -run TestInformer ./e2e
 
 bench: $(BENCH:%=bench-%)
+
+bench-coldstart-rate: deps bin/berth
+	$(GO) run ./bench/coldstartrate
 
 bench-coldstart bench-services bench-idle bench-burst: bench-%: deps bin/berth
 	$(GO) run ./bench/$*

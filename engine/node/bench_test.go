@@ -2,15 +2,19 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-run/berth/engine"
 	"github.com/berth-run/berth/engine/enginetest"
@@ -138,5 +142,48 @@ func BenchmarkBurst(b *testing.B) {
 		}
 		group.Wait()
 		b.StartTimer()
+	}
+}
+
+// BenchmarkLives is lives of instances, from nothing to gone, eight at a time: what is left between them is CPU. It is
+// told apart: the server's own, and that of its children, which are the OCI runtime and the programs.
+func BenchmarkLives(b *testing.B) {
+	e := openEngine(b, b.TempDir())
+	s := enginetest.New(b, e)
+	spec := s.Spec(b, nil, "serve")
+	var own, children [2]unix.Rusage
+	usage := func(n int) {
+		if err := errors.Join(unix.Getrusage(unix.RUSAGE_SELF, &own[n]), unix.Getrusage(unix.RUSAGE_CHILDREN, &children[n])); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.SetParallelism(max(1, 8/runtime.GOMAXPROCS(0)))
+	usage(0)
+	b.ResetTimer()
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			i, err := e.Prepare(b.Context(), spec)
+			if err == nil {
+				err = i.Start(b.Context())
+			}
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			i.Stop(0)
+		}
+	})
+	b.StopTimer()
+	usage(1)
+	for _, u := range []struct {
+		name string
+		took int64
+	}{
+		{"own-user-ms/op", own[1].Utime.Nano() - own[0].Utime.Nano()},
+		{"own-sys-ms/op", own[1].Stime.Nano() - own[0].Stime.Nano()},
+		{"children-user-ms/op", children[1].Utime.Nano() - children[0].Utime.Nano()},
+		{"children-sys-ms/op", children[1].Stime.Nano() - children[0].Stime.Nano()},
+	} {
+		b.ReportMetric(float64(u.took)/1e6/float64(b.N), u.name)
 	}
 }
