@@ -171,4 +171,6 @@ func (s *sum) add(other sum) {
 func (s *sum) rate() float64 { return float64(s.lives) / s.time.Seconds() }
 
 // cpuEach is the CPU of a life, in milliseconds.
-func (s *sum) cpuEach() float64 { return float64(s.cpu.Microseconds()) / 1000 / float64(max(1, s.lives)) }
+func (s *sum) cpuEach() float64 {
+	return float64(s.cpu.Microseconds()) / 1000 / float64(max(1, s.lives))
+}
