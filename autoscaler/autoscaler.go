@@ -64,6 +64,10 @@ type Autoscaler struct {
 	spares   map[*fleet]*member
 	sparing  int // spares that are being prepared
 	refilled bool
+
+	startEnded time.Time   // when a start last ended
+	spareDue   time.Time   // when the next spare is made although instances start; zero when none is to be made
+	spareTimer *time.Timer // looks again whether one may be made
 }
 
 // New returns an autoscaler that runs instances with engine. A registerer that is not nil gets its metrics.

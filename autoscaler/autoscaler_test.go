@@ -35,7 +35,7 @@ func status(t *testing.T, a *Autoscaler, r Revision) Status {
 func TestAutoscaler_BurstFromZeroStartsWhatItNeedsAndNoMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		settings := DefaultSettings()
-		settings.StartsAtOnce, settings.Prepared = 4, 0
+		settings.StartsAtOnce, settings.PreparedMemory = 4, Amount{}
 		e := &fakeEngine{prepare: 50 * time.Millisecond, start: time.Second}
 		a := running(t, e, settings)
 		r, pool := revision(t, a, "r", 0)
@@ -60,7 +60,7 @@ func TestAutoscaler_PreparedInstanceIsUsedFirst(t *testing.T) {
 		r, pool := revision(t, a, "r", 2)
 		a.Apply(r)
 		pool.set(1)
-		after(4 * time.Second)
+		after(3500 * time.Millisecond)
 		if s := status(t, a, r); s.Ready != 1 || s.Prepared != 0 {
 			t.Fatalf("after the first start: %+v", s)
 		}
@@ -100,7 +100,7 @@ func TestAutoscaler_StartTakesOverWhatIsBeingPrepared(t *testing.T) {
 func TestAutoscaler_MostRecentlyUsedRevisionsHavePreparedInstances(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		settings := DefaultSettings()
-		settings.Prepared = 2
+		settings.PreparedMemory = spares(2)
 		e := &fakeEngine{}
 		a := running(t, e, settings)
 		var revisions []Revision
@@ -284,7 +284,7 @@ func TestAutoscaler_MissingImageIsPulledForRequestsOnly(t *testing.T) {
 func TestAutoscaler_RevisionThatWasReadyBeforeTheServerBeganIsPreparedToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		settings := DefaultSettings()
-		settings.Prepared = 1
+		settings.PreparedMemory = spares(1)
 		a := running(t, &fakeEngine{}, settings)
 		idle, _ := revision(t, a, "idle", 1)
 		a.Apply(idle)
@@ -308,7 +308,7 @@ func TestAutoscaler_RevisionThatWasReadyBeforeTheServerBeganIsPreparedToo(t *tes
 func TestAutoscaler_RevisionsStartInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		settings := DefaultSettings()
-		settings.StartsAtOnce, settings.Prepared = 1, 0
+		settings.StartsAtOnce, settings.PreparedMemory = 1, Amount{}
 		e := &fakeEngine{start: time.Second}
 		a := running(t, e, settings)
 		proof, _ := revision(t, a, "proof", 1, "initial-scale", "2")
@@ -361,7 +361,7 @@ func TestAutoscaler_DrainWaitsForRequestsInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		settings := DefaultSettings()
 		settings.DrainTimeout = 10 * time.Minute
-		settings.Prepared = 0
+		settings.PreparedMemory = Amount{}
 		e := &fakeEngine{}
 		a := running(t, e, settings)
 		r, pool := revision(t, a, "r", 0)
@@ -494,7 +494,7 @@ func TestAutoscaler_NothingIsLeftWhateverHappens(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 0))
 			settings := DefaultSettings()
-			settings.StartsAtOnce, settings.Prepared = 1+random.IntN(4), random.IntN(4)
+			settings.StartsAtOnce, settings.PreparedMemory = 1+random.IntN(4), spares(random.IntN(4))
 			e := &fakeEngine{prepare: 30 * time.Millisecond, start: 300 * time.Millisecond, stop: 50 * time.Millisecond}
 			luck := rand.New(rand.NewPCG(seed, 1))
 			e.startErr = func(*fakeInstance) error {
@@ -609,7 +609,7 @@ func TestAutoscaler_OnChangeTellsEachChangeOnce(t *testing.T) {
 func TestAutoscaler_MetricsFollowTheInstances(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		settings := DefaultSettings()
-		settings.Prepared = 0
+		settings.PreparedMemory = Amount{}
 		e := &fakeEngine{start: time.Second}
 		registry := prometheus.NewRegistry()
 		a := New(e, settings, testLogger(), registry)
@@ -674,7 +674,7 @@ func TestAutoscaler_RemoveReturnsWhileCloseWaitsForOthersAndAfterIt(t *testing.T
 	synctest.Test(t, func(t *testing.T) {
 		e := &fakeEngine{stop: time.Minute}
 		settings := DefaultSettings()
-		settings.Prepared = 0
+		settings.PreparedMemory = Amount{}
 		a := New(e, settings, testLogger(), nil)
 		go a.Run(t.Context())
 		busy, pool := revision(t, a, "busy", 1)
@@ -710,7 +710,7 @@ func TestAutoscaler_RemoveReturnsWhileCloseWaitsForOthersAndAfterIt(t *testing.T
 func TestAutoscaler_ScalesInTheIdlestInstancesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		settings := DefaultSettings()
-		settings.Prepared = 0
+		settings.PreparedMemory = Amount{}
 		e := &fakeEngine{}
 		a := running(t, e, settings)
 		r, pool := revision(t, a, "r", 1)

@@ -438,3 +438,6 @@ func (*fakeInstance) Frozen() bool { return false }
 func (*fakeInstance) Reclaim() (int64, error) { return 0, errors.ErrUnsupported }
 
 func (*fakeInstance) Usage() (engine.Usage, error) { return engine.Usage{}, errors.ErrUnsupported }
+
+// spares is memory for so many prepared instances of one container.
+func spares(n int) Amount { return Amount{Bytes: int64(n) * spareBound} }

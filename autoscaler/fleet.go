@@ -44,7 +44,9 @@ type fleet struct {
 	queued   urgency
 	requests uint64        // at the last look
 	recent   *list.Element // in Autoscaler.recent
-	unspared bool          // preparing a spare failed: not tried again until an instance has started
+	// spareHeld is what a prepared instance of it was measured to hold, in bytes; 0 before one was.
+	spareHeld int64
+	unspared  bool // preparing a spare failed: not tried again until an instance has started
 
 	averageStart time.Duration // that recent starts took, from claimed to ready; 0 before the first
 }

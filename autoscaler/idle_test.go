@@ -40,7 +40,7 @@ func (p *quietPool) Load() Load {
 func declared(t testing.TB, n int) *Autoscaler {
 	t.Helper()
 	settings := DefaultSettings()
-	settings.Prepared = 0
+	settings.PreparedMemory = Amount{}
 	a := New(&fakeEngine{}, settings, testLogger(), nil)
 	scale, err := settings.Scale(nil, 0)
 	if err != nil {
@@ -172,7 +172,7 @@ func BenchmarkWake(b *testing.B) {
 // engine that takes no time.
 func BenchmarkColdStart(b *testing.B) {
 	settings := DefaultSettings()
-	settings.Prepared = 0
+	settings.PreparedMemory = Amount{}
 	a := running(b, &fakeEngine{}, settings)
 	scale, err := settings.Scale(nil, 0)
 	if err != nil {

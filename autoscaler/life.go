@@ -87,14 +87,21 @@ func (a *Autoscaler) prepare(ctx context.Context, f *fleet, m *member) {
 	ctx, m.cancel = context.WithCancel(ctx)
 	var instance engine.Instance
 	var err error
+	var held int64
 	spec, ahead := f.revision.Spec, !m.claimed
 	m.spare = ahead
 	a.step(func() {
 		instance, err = a.engine.Prepare(ctx, spec)
-		if !ahead && isMissingImage(err) { // nothing is fetched only to have something ready
+		switch {
+		case !ahead && isMissingImage(err): // nothing is fetched only to have something ready
 			instance, err = a.fetchAndPrepare(ctx, spec)
+		case ahead && err == nil:
+			held = measure(instance)
 		}
 	}, func(ctx context.Context) {
+		if held > 0 {
+			f.spareHeld = held
+		}
 		a.prepared(ctx, f, m, instance, err)
 	})
 }
@@ -161,6 +168,7 @@ func (a *Autoscaler) started(ctx context.Context, f *fleet, m *member, err error
 	m.cancel()
 	m.cancel = nil
 	a.freeSlot(m)
+	a.startEnded = time.Now()
 	switch {
 	case m.given:
 		a.stop(f, m, "it is not wanted any more")

@@ -11,7 +11,7 @@ import (
 func TestAutoscaler_TellsWhatThoseWhoWaitCanExpect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		settings := DefaultSettings()
-		settings.Prepared = 0
+		settings.PreparedMemory = Amount{}
 		e := &fakeEngine{start: 4 * time.Second}
 		a := New(e, settings, testLogger(), prometheus.NewRegistry())
 		run(t, a)

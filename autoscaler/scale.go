@@ -27,8 +27,11 @@ type Settings struct {
 	MaxScale              int           `flag:"max-instances" help:"most instances of a revision that sets none; 0 is no limit"`                                        // default 100 (contract 1.3)
 	StopGrace             time.Duration `flag:"stop-grace" help:"time between SIGTERM and SIGKILL; 0 kills at once"`                                                    // default 10 s (contract C54)
 	DrainTimeout          time.Duration `flag:"drain-timeout" help:"longest wait for requests in flight before an instance is stopped; 0 does not wait"`                // default 3600 s
-	Prepared              int           `flag:"prepared" help:"most prepared instances kept on the machine, for the most recently used revisions first; 0 keeps none"`  // default 16
 	StartsAtOnce          int           `flag:"starts-at-once" help:"most instances that start at the same moment"`                                                     // default 2 per CPU
+
+	// Memory of the machine. MachineMemory is what it has, in bytes, which percentages are of.
+	MachineMemory  int64
+	PreparedMemory Amount `flag:"prepared-memory" help:"memory that prepared instances hold together, in bytes or percent of the machine's: one for each of the revisions used last; 0 keeps none"` // default 64Mi
 }
 
 // Scale is how one revision scales: Settings with the revision's annotations and containerConcurrency applied.

@@ -75,7 +75,7 @@ func play(t *testing.T, script string) string {
 	s := &scenario{t: t, engine: &fakeEngine{start: time.Second}, began: time.Now()}
 	set, timeline := s.settings(script)
 	settings := DefaultSettings()
-	settings.Prepared = set.prepared
+	settings.PreparedMemory = spares(set.prepared)
 	settings.StartsAtOnce = 1000
 	s.autoscaler = New(s.engine, settings, testLogger(), nil)
 	s.revision, s.pool = revision(t, s.autoscaler, "r", set.concurrency, set.annotations...)

@@ -74,6 +74,17 @@ func TestMain_BadEnvironmentVariableIsNamed(t *testing.T) {
 	}
 }
 
+func TestServer_FlagThatIsGoneNamesTheNewOne(t *testing.T) {
+	const want = "give --prepared-memory"
+	if code, _, stderr := run(t, "server", "--state-dir", t.TempDir(), "--prepared", "16"); code != 2 || !strings.Contains(stderr, want) {
+		t.Errorf("--prepared: exit code %d, stderr %q", code, stderr)
+	}
+	t.Setenv("BERTH_PREPARED", "16")
+	if code, _, stderr := run(t, "server", "--state-dir", t.TempDir()); code != 2 || !strings.Contains(stderr, want) {
+		t.Errorf("BERTH_PREPARED: exit code %d, stderr %q", code, stderr)
+	}
+}
+
 func TestServerHelp_IsTheGoldenFile(t *testing.T) {
 	_, got, _ := run(t, "server", "--help")
 	// The default depends on the machine.
@@ -96,7 +107,7 @@ func TestServerHelp_IsTheGoldenFile(t *testing.T) {
 func TestServerHelp_HasAHeadingForEveryFlag(t *testing.T) {
 	c := new(program).serverCommand()
 	c.Flags().VisitAll(func(flag *pflag.Flag) {
-		if flag.Annotations[groupAnnotation][0] == otherHeading {
+		if !flag.Hidden && flag.Annotations[groupAnnotation][0] == otherHeading {
 			t.Errorf("--%s is in none of the headings of serverHeadings", flag.Name)
 		}
 	})

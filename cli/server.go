@@ -25,7 +25,7 @@ type heading struct {
 func serverHeadings() []heading {
 	return []heading{
 		{"Where it is", []string{"state-dir", "api-address", "gateway-address", "domain", "issuer"}},
-		{"Running instances", []string{"runtime", "instance-network", "dns", "user-namespaces", "prepared", "starts-at-once", "stop-grace", "drain-timeout", "startup-timeout", "log-keep"}},
+		{"Running instances", []string{"runtime", "instance-network", "dns", "user-namespaces", "starts-at-once", "prepared-memory", "stop-grace", "drain-timeout", "startup-timeout", "log-keep"}},
 		{"Images", []string{"insecure-registry", "docker-config", "pull-timeout", "image-keep"}},
 		{"Defaults of services", []string{"cpu", "memory", "container-concurrency", "revision-timeout", "max-revision-timeout", "min-instances", "max-instances", "initial-scale"}},
 		{"Scaling", []string{"target", "target-utilization", "rps-target", "stable-window", "panic-window-percent", "panic-threshold-percent", "tick", "max-scale-up-rate", "max-scale-down-rate", "scale-to-zero-grace", "scale-to-zero-retention"}},
@@ -53,6 +53,8 @@ Every flag can be given as an environment variable too: --api-address is BERTH_A
 		Args: arguments(0, 0, ""),
 	}
 	bindStruct(c.Flags(), reflect.ValueOf(&config).Elem())
+	c.Flags().Var(goneFlag("--prepared-memory, the memory that prepared instances may hold together, such as 64Mi, or 0 for none"), "prepared", "")
+	_ = c.Flags().MarkHidden("prepared")
 	orderServerFlags(c.Flags())
 	// The only errors are flags that do not exist.
 	_ = c.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"crun", "runc"}, cobra.ShellCompDirectiveDefault))

@@ -61,7 +61,7 @@ func (v *fieldValue) String() string {
 
 // Type names the kind of value in the help.
 func (v *fieldValue) Type() string {
-	switch v.field.Interface().(type) {
+	switch value := v.field.Interface().(type) {
 	case []string:
 		return "list"
 	case time.Duration:
@@ -72,6 +72,8 @@ func (v *fieldValue) Type() string {
 		return "network"
 	case server.QueueWait:
 		return "duration|auto"
+	case interface{ Type() string }:
+		return value.Type()
 	case float64:
 		return "number"
 	default:
@@ -156,4 +158,18 @@ func shortDuration(d time.Duration) string {
 		text = text[:len(text)-2]
 	}
 	return text
+}
+
+// goneFlag is a flag that there was once: whoever gives it is told what to give instead.
+type goneFlag string
+
+// String is nothing: it has no value.
+func (goneFlag) String() string { return "" }
+
+// Type is nothing.
+func (goneFlag) Type() string { return "" }
+
+// Set refuses.
+func (instead goneFlag) Set(string) error {
+	return fmt.Errorf("there is no such flag any more: give %s", string(instead))
 }

@@ -52,7 +52,7 @@ func named(t *testing.T, text string, words ...string) {
 
 func TestServer_RefusesAStateDirectoryInUse(t *testing.T) {
 	t.Parallel()
-	p := start(t, func(c *server.Config) { c.Scaling.Prepared = 0 })
+	p := start(t, func(c *server.Config) { c.Scaling.PreparedMemory.Bytes = 0 })
 	url := p.deploy(service("hello", program(t, "hello"))).Status.URL.String()
 	// The first server's own traces must not grow meanwhile: it fills its pool of networks after a start.
 	last := -1

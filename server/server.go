@@ -137,6 +137,11 @@ func open(config Config) (_ *server, err error) {
 	}
 	config.Limits.fill(&requests)
 	s.gateway = gateway.New(requests)
+	if config.Scaling.MachineMemory == 0 {
+		if config.Scaling.MachineMemory, err = machineMemory(); err != nil {
+			return nil, err
+		}
+	}
 	s.autoscaler = autoscaler.New(s.engine, config.Scaling, s.logger, metrics)
 	s.reconciler = reconcile.New(reconcile.Config{
 		Store: s.store, Images: s.images, Engine: s.engine, Autoscaler: s.autoscaler, Gateway: s.gateway, Identity: issuer,

@@ -100,7 +100,7 @@ type figures struct {
 // measure interleaves runs of the floor with cold starts of a server that keeps so many instances prepared: 0 or 1.
 func measure(ctx context.Context, hello string, prepared int) (figures, error) {
 	var f figures
-	s, err := bench.Start(ctx, "--prepared", strconv.Itoa(prepared), "--stable-window", "1s", "--scale-to-zero-grace", "0s")
+	s, err := bench.Start(ctx, "--prepared-memory", strconv.Itoa(prepared*64<<20), "--stable-window", "1s", "--scale-to-zero-grace", "0s")
 	if err != nil {
 		return f, err
 	}

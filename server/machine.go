@@ -1,0 +1,30 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// machineMemory is how much memory the machine has, in bytes; where the server is in a container, what that may use.
+func machineMemory() (int64, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, fmt.Errorf("asking for the machine's memory: %w", err)
+	}
+	memory := int64(info.Totalram) * int64(info.Unit)
+	// At the root of the cgroups that this process sees there is a limit only in a container.
+	for _, file := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		if limit, err := strconv.ParseInt(string(bytes.TrimSpace(text)), 10, 64); err == nil && limit > 0 {
+			memory = min(memory, limit)
+		}
+	}
+	return memory, nil
+}
