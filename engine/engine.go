@@ -76,21 +76,25 @@ type Instance interface {
 
 	// Freeze withholds the CPU from everything in a ready instance until Thaw, as between requests (contract C66, KY16).
 	// Its memory and its connections stay; it is not probed meanwhile. Freezing one that is frozen, or that is not ready,
-	// does nothing.
+	// does nothing. What the engine does in it needs the CPU and has it: Exec and connections of DialPort until they end,
+	// and containers being started again; Freeze then takes effect afterwards.
 	Freeze() error
 
 	// Thaw gives the CPU back, and returns when the kernel has been told: what was sent to the instance before is
-	// answered as soon as it is scheduled. Thawing one that is not frozen costs nothing.
+	// answered as soon as it is scheduled. Thawing one that is not frozen costs nothing. Of calls of Freeze and Thaw at
+	// the same time, the last wins.
 	Thaw() error
 
-	// Frozen tells whether the CPU is withheld. It costs nothing.
+	// Frozen tells whether the CPU is withheld, or will be once what needs it has ended: who needs the instance running
+	// calls Thaw if it is true. An instance that ends is not frozen. It costs nothing.
 	Frozen() bool
 
 	// Reclaim has the kernel move as much as it can of a frozen instance's memory to swap or disk, and returns how much
-	// that was, in bytes. It may take long, and may be called beside all others.
+	// that was, in bytes. It may take long, and may be called beside all others; Thaw ends it early. Of an instance that
+	// is not frozen it takes nothing.
 	Reclaim() (freed int64, err error)
 
-	// Usage is what the instance has used so far, and holds now.
+	// Usage is what the instance has used so far, and holds now. It is an error once the instance is stopped.
 	Usage() (Usage, error)
 
 	// Stages are the steps of this instance's start so far and how long each took, in order.

@@ -216,6 +216,19 @@ func Run(t *testing.T, newEngine func(t *testing.T) engine.Engine) {
 		"EmptyVolumeIsWrittenToWithinItsLimit":    emptyVolumeIsWrittenTo,
 		"ProgramIsInAVolume":                      programIsInAVolume,
 		"VolumesThatCannotBeAreRefused":           volumesThatCannotBeAreRefused,
+		"FrozenInstanceGetsNoCPU":                 frozenInstanceGetsNoCPU,
+		"ConnectionsOutlastAFreeze":               connectionsOutlastAFreeze,
+		"StopLetsAFrozenInstanceSayGoodbye":       stopLetsAFrozenInstanceSayGoodbye,
+		"StopEndsAFrozenInstance":                 stopEndsAFrozenInstance,
+		"OnlyReadyInstancesAreFrozen":             onlyReadyInstancesAreFrozen,
+		"ExecRunsInAFrozenInstance":               execRunsInAFrozenInstance,
+		"PortsOfAFrozenInstanceAreReached":        portsOfAFrozenInstanceAreReached,
+		"FrozenInstanceIsNotProbed":               frozenInstanceIsNotProbed,
+		"SidecarOfAFrozenInstanceIsStartedAgain":  sidecarOfAFrozenInstanceIsStartedAgain,
+		"LastOfFreezeAndThawWins":                 lastOfFreezeAndThawWins,
+		"UsageIsWhatItUses":                       usageIsWhatItUses,
+		"ReclaimingTakesNothingThatIsNeeded":      reclaimingTakesNothingThatIsNeeded,
+		"BoostEndsAfterTheStart":                  boostEndsAfterTheStart,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -249,12 +249,12 @@ func (b *bundle) resources() *specs.LinuxResources {
 		Devices: allowedDevices(),
 		Pids:    &specs.LinuxPids{Limit: pointer(int64(maxProcesses))},
 	}
-	const leastQuota, leastShares = 1000, 2 // of the kernel
+	const leastShares = 2 // of the kernel
 	if share := cmp.Or(b.container.CPURequest, b.container.CPU); share > 0 {
 		r.CPU = &specs.LinuxCPU{Shares: pointer(uint64(max(share*1024/1000, leastShares)))}
 	}
-	if cpu := b.container.CPU; cpu > 0 {
-		r.CPU.Quota, r.CPU.Period = pointer(max(cpu*cpuPeriod/1000, leastQuota)), pointer(uint64(cpuPeriod))
+	if limit := b.cpuLimit(); limit > 0 {
+		r.CPU.Quota, r.CPU.Period = pointer(quota(limit)), pointer(uint64(cpuPeriod))
 	}
 	if memory := b.container.Memory; memory > 0 {
 		r.Memory = &specs.LinuxMemory{Limit: &memory}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,6 +31,8 @@ type cgroups struct {
 
 	own     string // cgroup.procs of the group that this process is in already
 	warming atomic.Bool
+
+	freezing sync.Once // the first time that something is frozen; see alwaysFrozen
 }
 
 // findCgroups reads how cgroups are mounted here.
@@ -258,6 +261,7 @@ func (c *cgroups) awaitEmpty(id string) {
 func (c *cgroups) sweep() error {
 	const patience = 10 * time.Second
 	deadline := time.Now().Add(patience)
+	c.thawAll()
 	var errs []error
 	for _, directory := range c.directories() {
 		for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {

@@ -117,13 +117,18 @@ func (c *container) status() engine.ContainerStatus {
 // containers are, as a pod is. A sidecar that checks who may ask must not be missed. instance.mu is held.
 func (c *container) keepsRequestsAway() bool { return !c.started || c.unready }
 
-// setUnready records whether the readiness probe fails.
-func (c *container) setUnready(unready bool) {
+// setUnready records whether the readiness probe fails, unless what probing says counts no more.
+func (c *container) setUnready(probing context.Context, unready bool) {
 	i := c.instance
 	i.mu.Lock()
-	defer i.mu.Unlock()
-	c.unready = unready
-	i.publish()
+	if probing.Err() == nil {
+		c.unready = unready
+		i.publish()
+	}
+	i.mu.Unlock()
+	if !unready {
+		i.holdAnyway()() // it freezes if it was to be and could not while it was unready
+	}
 }
 
 // ended records the end of a life, and decides what follows.
@@ -179,6 +184,7 @@ func (c *container) resurrect(l *life) {
 	if c.life != l {
 		return // somebody did
 	}
+	defer c.instance.holdAnyway()()
 	_ = c.relive() // it fails at the instance's end only
 }
 
@@ -193,6 +199,7 @@ func (c *container) restart(l *life, why string) error {
 	if c.life != l {
 		return nil // another has followed it already
 	}
+	defer i.holdAnyway()()
 	i.mu.Lock()
 	if i.isEnding() {
 		i.mu.Unlock()

@@ -11,8 +11,13 @@ import (
 )
 
 // DialPort implements engine.Instance. It dials on loopback in the instance's network namespace, as its containers do:
-// programs that listen there only are reached too.
+// programs that listen there only are reached too. The
+// instance is not frozen before the connection is closed.
 func (i *instance) DialPort(ctx context.Context, port int) (net.Conn, error) {
+	release, err := i.hold()
+	if err != nil {
+		return nil, fmt.Errorf("dialing port %d of instance %q: %w", port, i.id, err)
+	}
 	type result struct {
 		conn net.Conn
 		err  error
@@ -38,7 +43,8 @@ func (i *instance) DialPort(ctx context.Context, port int) (net.Conn, error) {
 		r.err = errors.New("the instance is stopping")
 	}
 	if r.err != nil {
+		release()
 		return nil, fmt.Errorf("dialing port %d of instance %q: %w", port, i.id, r.err)
 	}
-	return r.conn, nil
+	return &heldConn{r.conn.(*net.TCPConn), release}, nil
 }

@@ -33,7 +33,7 @@ func (i *instance) Exec(ctx context.Context, command engine.Command) (int, error
 	if err != nil {
 		return 0, fmt.Errorf("running %q in instance %q: %w", command.Args[0], i.id, err)
 	}
-	code, err := l.exec(ctx, command)
+	code, err := i.execHeld(ctx, l, command)
 	if err != nil {
 		return 0, fmt.Errorf("running %q in container %q of instance %q: %w", command.Args[0], l.container.spec.Name, i.id, err)
 	}
@@ -65,6 +65,17 @@ func (i *instance) alive(name string) (*life, error) {
 	}
 	i.execs.Add(1)
 	return c.life, nil
+}
+
+// execHeld runs a command in a container of the instance, which runs for as long as the command does.
+func (i *instance) execHeld(ctx context.Context, l *life, command engine.Command) (int, error) {
+	release, err := i.hold()
+	if err != nil {
+		i.execs.Done()
+		return 0, err
+	}
+	defer release()
+	return l.exec(ctx, command)
 }
 
 // exec runs a command in the container.

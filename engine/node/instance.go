@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -46,6 +45,8 @@ type instance struct {
 	execs    sync.WaitGroup // commands that are being started
 	stopOnce sync.Once
 	stopped  chan struct{}
+
+	freezer freezer
 
 	mu       sync.Mutex
 	stages   []engine.Stage
@@ -263,6 +264,9 @@ func (i *instance) fail(c *container, exit engine.Exit) {
 func (i *instance) end() {
 	if !i.isEnding() {
 		close(i.ending)
+		if i.freezer.wanted.Load() {
+			go i.thawAnyway() // the processes of a frozen cgroup do not end
+		}
 	}
 	i.endProbing()
 }
@@ -320,6 +324,7 @@ func (i *instance) Stop(grace time.Duration) {
 		i.end()
 		started := i.started
 		i.mu.Unlock()
+		i.thawAnyway()
 		for _, c := range i.containers { // from here on, none is made or removed
 			c.restarting.Lock()
 			defer c.restarting.Unlock()
@@ -407,13 +412,3 @@ func hostname(id string) string {
 	}
 	return id
 }
-
-func (*instance) Freeze() error { return nil }
-
-func (*instance) Thaw() error { return nil }
-
-func (*instance) Frozen() bool { return false }
-
-func (*instance) Reclaim() (int64, error) { return 0, errors.ErrUnsupported }
-
-func (*instance) Usage() (engine.Usage, error) { return engine.Usage{}, errors.ErrUnsupported }

@@ -217,7 +217,8 @@ func (l *life) awaitStarted(ctx context.Context) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	c.started, c.unready = !hasEnded(l.exited), false
-	l.goOnProbing()
+	l.goOnProbing(false)
+	l.endBoost()
 	return nil
 }
 
@@ -255,8 +256,9 @@ func (l *life) probed() probed {
 	}}
 }
 
-// goOnProbing begins the probes that go on after the start, where there are any. instance.mu is held.
-func (l *life) goOnProbing() {
+// goOnProbing begins the probes that go on after the start, where there are any, or begins them anew after a time in
+// which they did not go on. instance.mu is held.
+func (l *life) goOnProbing(anew bool) {
 	c := l.container
 	i := c.instance
 	if c.spec.ReadinessProbe == nil && c.spec.LivenessProbe == nil || !c.started || i.draining || i.isEnding() {
@@ -264,12 +266,14 @@ func (l *life) goOnProbing() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p := prober{
-		name: c.spec.Name, readiness: c.spec.ReadinessProbe, liveness: c.spec.LivenessProbe, begun: l.begun,
+		name: c.spec.Name, readiness: c.spec.ReadinessProbe, liveness: c.spec.LivenessProbe, begun: l.begun, anew: anew,
 		try:  l.probed().try,
 		say:  c.say,
-		turn: func(ready bool) { c.setUnready(!ready) },
+		turn: func(ready bool) { c.setUnready(ctx, !ready) },
 		fail: func(why string) {
-			if !hasEnded(l.exited) {
+			i.mu.Lock()
+			defer i.mu.Unlock()
+			if ctx.Err() == nil && !hasEnded(l.exited) {
 				go c.restart(l, why) // it fails at the instance's end only
 			}
 		},

@@ -64,6 +64,7 @@ func (l *life) watchMemory(events *os.File) {
 		}
 		if l.container.instance.engine.cgroups.killedForMemory(l.container.id) {
 			l.signal(unix.SIGKILL)
+			l.container.instance.holdAnyway() // for good: what is frozen does not end
 			return
 		}
 	}

@@ -357,6 +357,7 @@ func (e *Engine) Info() map[string]string {
 		"engine":  "node",
 		"runtime": e.runtime.version,
 		"cgroups": e.cgroups.String(),
+		"freezer": e.cgroups.freezerKind(),
 		"network": e.network.prefix.String(),
 		"users":   e.users,
 		"nft":     e.firewall.version(),

@@ -21,6 +21,7 @@ type prober struct {
 	readiness *engine.Probe // nil is none
 	liveness  *engine.Probe // nil is none
 	begun     time.Time     // when the program was let run
+	anew      bool          // it was probed before, and not for a while: the first try is a period away
 
 	try func(ctx context.Context, probe engine.Probe) error
 	// say writes a line to the container's log.
@@ -74,7 +75,11 @@ func (p *prober) watchReadiness(ctx context.Context) {
 // watchLiveness returns why the container has to be started again; "" when ctx ended before.
 func (p *prober) watchLiveness(ctx context.Context) (why string) {
 	probe := *p.liveness
-	p.repeat(ctx, probe, probe.InitialDelay-time.Since(p.begun), func(_, failed int, err error) bool {
+	first := probe.InitialDelay - time.Since(p.begun)
+	if p.anew {
+		first = max(first, period(probe))
+	}
+	p.repeat(ctx, probe, first, func(_, failed int, err error) bool {
 		if failed >= failures(probe) {
 			why = p.failure("LIVENESS", probe, failed, err)
 		}

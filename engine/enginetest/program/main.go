@@ -44,6 +44,9 @@ func main() {
 		for {
 			time.Sleep(time.Hour)
 		}
+	case "spin": // uses all the CPU that it gets
+		for n := 0; ; n++ {
+		}
 	case "late": // listens after a while
 		wait, _ := time.ParseDuration(args[0])
 		time.Sleep(wait)
