@@ -98,7 +98,7 @@ func BenchmarkPlain(b *testing.B) {
 				conn.Close()
 				break
 			}
-			time.Sleep(firstPause)
+			time.Sleep(polledPauses.first)
 		}
 		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 		response, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/", port))

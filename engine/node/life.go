@@ -25,6 +25,8 @@ type life struct {
 	process *process
 	memory  *os.File // tells when the memory limit is met; nil where the kernel ends the container itself
 
+	listening *listening // from when its program is let run until it has started
+
 	exited chan struct{}
 	exit   engine.Exit // written before exited is closed
 
@@ -193,6 +195,7 @@ func (l *life) watch() {
 func (l *life) release() error {
 	c := l.container
 	i := c.instance
+	l.listening = i.engine.listens.watch(namespaceInode(i.link.namespace))
 	i.mu.Lock()
 	l.begun = time.Now()
 	c.enter(engine.ContainerRunning, "")
@@ -205,13 +208,17 @@ func (l *life) release() error {
 func (l *life) awaitStarted(ctx context.Context) error {
 	c := l.container
 	i := c.instance
+	defer l.listening.end()
 	if checks := startChecks(c.spec, c.serves()); len(checks) > 0 {
 		timeout := cmp.Or(i.spec.StartupTimeout, startupTimeout)
 		begun := time.Now()
+		probed := l.probed()
+		probed.unheard = probed.heard != nil
 		for _, check := range checks {
-			if err := l.awaitCheck(ctx, begun.Add(timeout), check); err != nil {
+			if err := l.awaitCheck(ctx, probed, begun.Add(timeout), check); err != nil {
 				return c.blame(l.startError(ctx, check, time.Since(begun), err))
 			}
+			probed.unheard = false
 		}
 	}
 	i.mu.Lock()
@@ -224,7 +231,7 @@ func (l *life) awaitStarted(ctx context.Context) error {
 
 // awaitCheck tries a probe until it passes. It gives up at a time, at the life's end, and when the container listens
 // where no request can reach it.
-func (l *life) awaitCheck(ctx context.Context, until time.Time, check engine.Probe) error {
+func (l *life) awaitCheck(ctx context.Context, p probed, until time.Time, check engine.Probe) error {
 	ctx, cancel := context.WithDeadline(ctx, until)
 	var beside sync.WaitGroup
 	defer beside.Wait()
@@ -244,16 +251,20 @@ func (l *life) awaitCheck(ctx context.Context, until time.Time, check engine.Pro
 			}
 		})
 	}
-	return l.probed().awaitPassed(ctx, check, l.begun)
+	return p.awaitPassed(ctx, check, l.begun)
 }
 
 // probed is the container as its probes reach it.
 func (l *life) probed() probed {
 	i := l.container.instance
-	return probed{address: i.link.address, run: func(ctx context.Context, command engine.Command) (int, error) {
-		command.Container = l.container.spec.Name
-		return i.Exec(ctx, command)
-	}}
+	return probed{
+		address: i.link.address,
+		heard:   l.listening.channel(),
+		run: func(ctx context.Context, command engine.Command) (int, error) {
+			command.Container = l.container.spec.Name
+			return i.Exec(ctx, command)
+		},
+	}
 }
 
 // goOnProbing begins the probes that go on after the start, where there are any, or begins them anew after a time in
@@ -338,6 +349,7 @@ func (l *life) abandon() {
 func (l *life) remove() {
 	c := l.container
 	i, e := c.instance, c.instance.engine
+	l.listening.end()
 	l.probing.Wait()   // the life's end has stopped it
 	l.launching.Lock() // what is being started here must not be found in the next life, which has the same names
 	defer l.launching.Unlock()

@@ -67,6 +67,8 @@ type Engine struct {
 	firewall  *firewall
 	relay     *relay
 	logs      *logs
+	// listens tells when programs open their ports; nil where the kernel does not tell.
+	listens   *listens
 	openFiles uint64 // limit of an instance
 	oomScore  int
 
@@ -154,6 +156,9 @@ func (e *Engine) open(dir string, config Config) error {
 	}
 	if e.logs, err = openLogs(filepath.Join(dir, "logs"), config.LogKeep, e.logger); err != nil {
 		return err
+	}
+	if e.listens, err = openListens(e.namespace, filepath.Join(e.run, "tracing")); err != nil {
+		e.logger.Info("the kernel does not tell when programs open their ports: they are tried", "error", err)
 	}
 	e.network.users = shifted
 	e.network.refill()
@@ -402,6 +407,7 @@ func (e *Engine) release() error {
 	if e.firewall != nil {
 		errs = append(errs, e.firewall.close())
 	}
+	errs = append(errs, e.listens.close())
 	if e.namespace != nil {
 		e.namespace.close()
 		if err := os.Remove(e.run); err != nil && !errors.Is(err, os.ErrNotExist) {
