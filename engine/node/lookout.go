@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	// lookoutPeriod is how often a starting instance's open ports are looked at.
-	lookoutPeriod = 250 * time.Millisecond
+	// lookoutPeriod is how often a starting instance's open ports are looked at, for which the kernel goes through all
+	// sockets of the machine: some milliseconds.
+	lookoutPeriod = time.Second
 	// lookoutQuiet is how long a start may take before it is said what it waits for.
 	lookoutQuiet = 2 * time.Second
 	// loopbackPatience is how long the port may be open on the loopback interface only before the start is given

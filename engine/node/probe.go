@@ -41,7 +41,7 @@ type pauses struct {
 // port is polled, and next to nothing where the kernel tells when it opens, and it is tried in case that was lost.
 var (
 	polledPauses = pauses{first: 500 * time.Microsecond, longest: 5 * time.Millisecond, share: 200}
-	toldPauses   = pauses{first: 5 * time.Millisecond, longest: 100 * time.Millisecond, share: 20}
+	toldPauses   = pauses{first: 10 * time.Millisecond, longest: 100 * time.Millisecond, share: 10}
 )
 
 // after is the pause so long after the program was let run.
