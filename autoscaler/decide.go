@@ -15,6 +15,7 @@ type Input struct {
 	Reachable         bool    // a route leads here
 	Prove             bool    // see [Revision].Prove
 	Failing           bool    // the newest start failed
+	Used              Used    // what instances use, where the revision scales by it
 }
 
 // State is what [Decide] remembers of one revision from one decision to the next. The zero value is a revision
@@ -52,14 +53,21 @@ type Decision struct {
 // front: requests that wait ask for capacity at once, without an average and without a tick.
 //
 //   - The average load over the stable window, divided by the target, is the number wanted. It moves by the
-//     maximal rates at most.
+//     maximal rates at most. What instances use of CPU or memory wants a number too, where the revision scales by it
+//     ([Used]); the greater of both counts.
 //   - When the panic window alone wants PanicThreshold times the ready instances, it decides, and nothing is
 //     taken away until a stable window after it last did.
 //   - A scale-down delay holds the greatest number of its time.
 //   - The last instance goes when nothing was wanted for the grace period (or the retention period, when longer),
 //     and not before it has been there for a stable window.
 func Decide(scale Scale, in Input, state State) (Decision, State) {
-	wanted, panicking := state.average(scale, in)
+	wanted, panicking := 0, false
+	if scale.byRequests() {
+		wanted, panicking = state.average(scale, in)
+	}
+	if scale.byUse() {
+		wanted = max(wanted, byUse(in))
+	}
 	if in.Failing && in.Ready+in.Starting+in.Waiting == 0 {
 		// The averages still hold requests that have been refused. Nobody waits for another try.
 		wanted = 0

@@ -28,6 +28,7 @@ type fakeEngine struct {
 	starting   int
 	startsMost int // most that were in Start at one moment
 	pulls      int
+	usage      func(*fakeInstance) (engine.Usage, error)
 }
 
 func (e *fakeEngine) Pull(context.Context, engine.Spec, func(engine.Progress)) error {
@@ -186,6 +187,7 @@ type fakePool struct {
 	at          time.Time
 	busy        time.Duration
 	requests    float64
+	use         fakeUse
 }
 
 func newFakePool(limit int) *fakePool {
@@ -201,6 +203,7 @@ func newFakePool(limit int) *fakePool {
 func (p *fakePool) advance() {
 	now := time.Now()
 	passed := now.Sub(p.at)
+	p.use.burn(p.instances, p.at, now)
 	p.at = now
 	p.busy += time.Duration(p.concurrency) * passed
 	p.requests += float64(p.rate) * passed.Seconds()
@@ -390,11 +393,7 @@ func run(t testing.TB, a *Autoscaler) {
 // revision declares a revision named name with a pool, by annotations given as key, value, …
 func revision(t testing.TB, a *Autoscaler, name string, limit int, annotations ...string) (Revision, *fakePool) {
 	t.Helper()
-	all := make(map[string]string)
-	for i := 0; i < len(annotations); i += 2 {
-		all["autoscaling.knative.dev/"+annotations[i]] = annotations[i+1]
-	}
-	scale, err := a.settings.Scale(all, int64(limit))
+	scale, err := a.settings.Scale(annotate(annotations...), int64(limit))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -437,7 +436,12 @@ func (*fakeInstance) Frozen() bool { return false }
 
 func (*fakeInstance) Reclaim() (int64, error) { return 0, errors.ErrUnsupported }
 
-func (*fakeInstance) Usage() (engine.Usage, error) { return engine.Usage{}, errors.ErrUnsupported }
-
 // spares is memory for so many prepared instances of one container.
 func spares(n int) Amount { return Amount{Bytes: int64(n) * spareBound} }
+
+func (i *fakeInstance) Usage() (engine.Usage, error) {
+	if i.engine.usage == nil {
+		return engine.Usage{}, errors.ErrUnsupported
+	}
+	return i.engine.usage(i)
+}

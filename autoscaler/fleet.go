@@ -27,6 +27,7 @@ type fleet struct {
 
 	members []*member
 	judge   Judge
+	meter   *meter // nil unless the revision scales by what its instances use
 	desired int
 
 	proven     bool
@@ -219,6 +220,9 @@ func (a *Autoscaler) declare(ctx context.Context, f *fleet, revision Revision) {
 	if before.Scale.StableWindow != revision.Scale.StableWindow {
 		f.judge.rewindow()
 	}
+	if before.Scale != revision.Scale {
+		f.meter = nil
+	}
 	f.declared = true
 	a.rank(f)
 	a.look(ctx, f)
@@ -249,6 +253,10 @@ func (a *Autoscaler) look(ctx context.Context, f *fleet) {
 		f.wokenAt = time.Time{}
 	}
 	idle := in.Ready+in.Starting+in.InFlight+in.Waiting == 0
+	if scale.byUse() {
+		in.Used = f.used()
+		a.measure(f, now)
+	}
 	decision := f.judge.Look(scale, a.settings.Tick, in, load)
 	if f.desired != decision.Desired {
 		f.desired = decision.Desired
@@ -286,6 +294,7 @@ func (f *fleet) waitsFor() string {
 func (a *Autoscaler) rest(f *fleet) {
 	delete(a.busy, f)
 	f.judge.Rest()
+	f.meter = nil
 }
 
 // follow moves a fleet towards the number desired.

@@ -24,11 +24,15 @@ var update = flag.Bool("update", false, "rewrite what the scenarios in testdata 
 // when a rule changes on purpose, and read the difference.
 //
 //	set KEY VALUE        concurrency (containerConcurrency), start (how long a start takes), reachable and prove
-//	                     (yes, no), prepared (most prepared instances), or an annotation without its prefix
+//	                     (yes, no), prepared (most prepared instances), warm (how long a new instance uses its whole
+//	                     CPU), or an annotation without its prefix, where that is Knative's
 //	TIME requests N      from then on there are N requests at every moment
 //	TIME rate N          from then on N requests arrive in a second
 //	TIME set KEY VALUE   as above, for reachable and prove
 //	TIME failing yes|no  from then on instances do not start
+//	TIME cpu N           from then on the requests need N thousandths of a CPU in all; an instance has one CPU
+//	TIME memory N        from then on each instance holds N MiB
+//	TIME unmeasured yes|no  from then on instances do not say what they use
 //	TIME crash           the newest instance exits
 //	TIME unready N       from then on the Nth instance takes no requests
 //	TIME ready N         from then on the Nth instance takes requests again
@@ -81,6 +85,7 @@ func play(t *testing.T, script string) string {
 	s.revision, s.pool = revision(t, s.autoscaler, "r", set.concurrency, set.annotations...)
 	s.revision.Reachable, s.revision.Prove = set.reachable, set.prove
 	s.autoscaler.OnChange = func(Key) { s.line() }
+	s.engine.usage, s.pool.use.warm = s.pool.usage, set.warm
 	run(t, s.autoscaler)
 	s.autoscaler.Apply(s.revision)
 	for _, line := range timeline {
@@ -105,6 +110,7 @@ type row struct {
 type scenarioSettings struct {
 	concurrency, prepared int
 	reachable, prove      bool
+	warm                  time.Duration
 	annotations           []string
 }
 
@@ -128,6 +134,8 @@ func (s *scenario) settings(script string) (set scenarioSettings, timeline [][]s
 			set.prepared = s.number(value)
 		case "start":
 			s.engine.start = s.duration(value)
+		case "warm":
+			set.warm = s.duration(value)
 		case "reachable":
 			set.reachable = value == "yes"
 		case "prove":
@@ -148,6 +156,12 @@ func (s *scenario) act(words []string) bool {
 		s.pool.set(s.number(words[2]))
 	case "rate":
 		s.pool.flow(s.number(words[2]))
+	case "cpu":
+		s.pool.change(func(u *fakeUse) { u.cpu = s.number(words[2]) })
+	case "memory":
+		s.pool.change(func(u *fakeUse) { u.memory = int64(s.number(words[2])) << 20 })
+	case "unmeasured":
+		s.pool.change(func(u *fakeUse) { u.broken = words[2] == "yes" })
 	case "set":
 		switch words[2] {
 		case "reachable":

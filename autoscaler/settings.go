@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 const (
 	metricConcurrency = autoscaling.Concurrency
 	metricRPS         = autoscaling.RPS
+	metricCPU         = autoscaling.CPU
+	metricMemory      = autoscaling.Memory
 )
 
 // DefaultSettings are Knative's defaults (contract 1.6), and Cloud Run's where Knative has none (contract 1.3).
@@ -59,6 +62,7 @@ func (s Settings) Validate() error {
 	check("max-scale-down-rate", s.MaxScaleDownRate > 1, s.MaxScaleDownRate, "a number above 1")
 	check("target", s.Target >= autoscaling.TargetMin, s.Target, fmt.Sprintf("a number from %g up", autoscaling.TargetMin))
 	check("target-utilization", s.TargetUtilization > 0 && s.TargetUtilization <= 1, s.TargetUtilization, "a number above 0, up to 1")
+	check("cpu-target", s.CPUTarget >= 0 && s.CPUTarget <= 1, s.CPUTarget, "a number from 0 (do not scale by CPU) to 1")
 	check("rps-target", s.RPSTarget >= autoscaling.TargetMin, s.RPSTarget, fmt.Sprintf("a number from %g up", autoscaling.TargetMin))
 	check("scale-to-zero-grace", s.ScaleToZeroGrace >= 0, s.ScaleToZeroGrace, "a time from 0 up")
 	check("scale-to-zero-retention", s.ScaleToZeroRetention >= 0, s.ScaleToZeroRetention, "a time from 0 up")
@@ -102,7 +106,7 @@ func (s Settings) Scale(annotations map[string]string, containerConcurrency int6
 	// Load is read once in a tick, but waking requests cause readings between: a second is the finest that means something.
 	scale.PanicWindow = max(time.Second, time.Duration(float64(scale.StableWindow)*percent/100))
 	scale.PanicWindow = min(scale.PanicWindow, scale.StableWindow)
-	scale.TotalTarget, scale.Target = r.targets(s, scale.Metric, containerConcurrency)
+	r.targets(s, &scale, containerConcurrency)
 	r.bounds(&scale)
 	if err := errors.Join(r.errs...); err != nil {
 		return Scale{}, err
@@ -122,12 +126,17 @@ func (r *annotationReader) refuse(key, value, want string) {
 }
 
 func (r *annotationReader) metric() string {
+	known := [...]string{metricConcurrency, metricRPS}
+	if r.horizontal() {
+		known = [...]string{metricCPU, metricMemory}
+	}
 	key, value, ok := autoscaling.MetricAnnotation.Get(r.annotations)
 	switch {
 	case !ok:
-		return metricConcurrency
-	case value != metricConcurrency && value != metricRPS:
-		r.refuse(key, value, fmt.Sprintf("give %q or %q", metricConcurrency, metricRPS))
+		return known[0]
+	case !slices.Contains(known[:], value):
+		r.refuse(key, value, fmt.Sprintf("give %q or %q", known[0], known[1]))
+		return known[0]
 	}
 	return value
 }
@@ -178,23 +187,6 @@ func (r *annotationReader) duration(keys kmap.KeyPriority, otherwise, least, mos
 		return otherwise
 	}
 	return d
-}
-
-// targets returns how much of the metric one instance takes, and how much of that the autoscaler aims for.
-func (r *annotationReader) targets(s Settings, metric string, containerConcurrency int64) (total, aim float64) {
-	total = s.Target
-	if metric == metricRPS {
-		total = s.RPSTarget
-	} else if containerConcurrency > 0 {
-		total = float64(containerConcurrency)
-	}
-	total = r.float(autoscaling.TargetAnnotation, total, autoscaling.TargetMin, math.MaxFloat64)
-	if metric == metricConcurrency && containerConcurrency > 0 {
-		// Never aim for more than the instance is given.
-		total = min(total, float64(containerConcurrency))
-	}
-	utilization := r.float(autoscaling.TargetUtilizationPercentageAnnotation, 100*s.TargetUtilization, 1, 100) / 100
-	return total, max(autoscaling.TargetMin, total*utilization)
 }
 
 // bounds checks the least and greatest numbers against each other. A default that contradicts an annotation gives way.

@@ -11,10 +11,21 @@ import (
 func annotate(pairs ...string) map[string]string {
 	m := make(map[string]string)
 	for i := 0; i < len(pairs); i += 2 {
-		m["autoscaling.knative.dev/"+pairs[i]] = pairs[i+1]
+		key := pairs[i]
+		if !strings.Contains(key, "/") {
+			key = "autoscaling.knative.dev/" + key
+		}
+		m[key] = pairs[i+1]
 	}
 	return m
 }
+
+// Names of annotations, and a value.
+const (
+	hpa               = "hpa.autoscaling.knative.dev"
+	cpuTarget         = "run.googleapis.com/scaling-cpu-target"
+	concurrencyTarget = "run.googleapis.com/scaling-concurrency-target"
+)
 
 func TestScale_AppliesDefaults(t *testing.T) {
 	got, err := DefaultSettings().Scale(nil, 0)
@@ -64,6 +75,23 @@ func TestScale_AppliesAnnotations(t *testing.T) {
 		{"Cloud Run's spelling", annotate("minScale", "1", "maxScale", "3"), 0, func(s *Scale) { s.Min, s.Max = 1, 3 }},
 		{"no greatest number", annotate("max-scale", "0"), 0, func(s *Scale) { s.Max = 0 }},
 		{"a least number above the default greatest", annotate("min-scale", "150"), 0, func(s *Scale) { s.Min, s.Max = 150, 150 }},
+		{"CPU as Kubernetes does", annotate("class", hpa), 0, func(s *Scale) {
+			s.Metric, s.CPUTarget, s.CPUOfRequest, s.Min = "cpu", 0.8, true, 1
+		}},
+		{"CPU as Kubernetes does, to zero", annotate("class", hpa, "metric", "cpu", "target", "150", "min-scale", "0"), 0, func(s *Scale) {
+			s.Metric, s.CPUTarget, s.CPUOfRequest = "cpu", 1.5, true
+		}},
+		{"memory", annotate("class", hpa, "metric", "memory", "target", "100", "minScale", "2"), 20, func(s *Scale) {
+			s.Metric, s.MemoryTarget, s.Min, s.TotalTarget, s.Target = "memory", 100, 2, 20, 14
+		}},
+		{"the class that is the default", annotate("class", "kpa.autoscaling.knative.dev", "metric", "concurrency"), 0, func(*Scale) {}},
+		{"Cloud Run's targets", annotate(cpuTarget, "0.75", concurrencyTarget, "0.5"), 80, func(s *Scale) {
+			s.CPUTarget, s.TotalTarget, s.Target = 0.75, 80, 40
+		}},
+		{"Cloud Run's CPU target alone", annotate(cpuTarget, "0.75", concurrencyTarget, "disabled"), 80, func(s *Scale) {
+			s.Metric, s.CPUTarget, s.TotalTarget, s.Target = "cpu", 0.75, 80, 56
+		}},
+		{"no CPU target", annotate(cpuTarget, "disabled"), 0, func(*Scale) {}},
 		{"delays", annotate("scale-down-delay", "15m", "scale-to-zero-pod-retention-period", "1m1.5s"), 0, func(s *Scale) {
 			s.ScaleDownDelay, s.ScaleToZeroRetention = 15*time.Minute, 61500*time.Millisecond
 		}},
@@ -100,6 +128,16 @@ func TestScale_RefusesWhatItCannotUse(t *testing.T) {
 		{annotate("window", "5s"), []string{`window is "5s"`, "6s to 1h0m0s"}},
 		{annotate("window", "6500ms"), []string{"whole seconds"}},
 		{annotate("metric", "cpu"), []string{`metric is "cpu"`, `"concurrency" or "rps"`}},
+		{annotate("class", hpa, "metric", "rps"), []string{`metric is "rps"`, `"cpu" or "memory"`}},
+		{annotate("class", hpa, "metric", "memory"), []string{`metric is "memory"`, "give autoscaling.knative.dev/target too", "MiB"}},
+		{annotate("class", hpa, "target", "much"), []string{`target is "much"`}},
+		{annotate("class", "mine.example.com"), []string{`class is "mine.example.com"`, `"kpa.autoscaling.knative.dev"`, `"hpa.autoscaling.knative.dev"`}},
+		{annotate(cpuTarget, "1"), []string{`scaling-cpu-target is "1"`, `from 0.1 to 0.95, or "disabled"`}},
+		{annotate(cpuTarget, "NaN"), []string{`scaling-cpu-target is "NaN"`}},
+		{annotate(concurrencyTarget, "60"), []string{`scaling-concurrency-target is "60"`, `from 0.1 to 0.95`}},
+		{annotate(concurrencyTarget, "disabled"), []string{`scaling-concurrency-target is "disabled"`, "give run.googleapis.com/scaling-cpu-target a number"}},
+		{annotate(concurrencyTarget, "disabled", cpuTarget, "disabled"), []string{"nothing is left to scale by"}},
+		{annotate(concurrencyTarget, "0.5", "target-utilization-percentage", "70"), []string{`target-utilization-percentage, which is "70"`, "remove one"}},
 		{annotate("target", "0"), []string{`target is "0"`, "from 0.01 up"}},
 		{annotate("target", "NaN"), []string{`target is "NaN"`}},
 		{annotate("target-utilization-percentage", "101"), []string{"1 to 100"}},

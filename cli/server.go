@@ -28,7 +28,7 @@ func serverHeadings() []heading {
 		{"Running instances", []string{"runtime", "instance-network", "dns", "user-namespaces", "starts-at-once", "prepared-memory", "stop-grace", "drain-timeout", "startup-timeout", "log-keep"}},
 		{"Images", []string{"insecure-registry", "docker-config", "pull-timeout", "image-keep"}},
 		{"Defaults of services", []string{"cpu", "memory", "container-concurrency", "revision-timeout", "max-revision-timeout", "min-instances", "max-instances", "initial-scale"}},
-		{"Scaling", []string{"target", "target-utilization", "rps-target", "stable-window", "panic-window-percent", "panic-threshold-percent", "tick", "max-scale-up-rate", "max-scale-down-rate", "scale-to-zero-grace", "scale-to-zero-retention"}},
+		{"Scaling", []string{"target", "target-utilization", "cpu-target", "rps-target", "stable-window", "panic-window-percent", "panic-threshold-percent", "tick", "max-scale-up-rate", "max-scale-down-rate", "scale-to-zero-grace", "scale-to-zero-retention"}},
 		{"Requests", []string{"max-queue", "queue-wait", "trust-forwarded", "private-cookies", "access-log", "shutdown-timeout"}},
 		{"HTTPS", []string{"gateway-tls-address", "tls-cert", "tls-key", "https-redirect", "acme", "acme-email", "acme-directory", "acme-ca"}},
 		{"Limits of clients", []string{"max-header-bytes", "max-header-fields", "max-url-length", "max-request-body", "read-header-timeout", "keep-alive-timeout", "write-timeout", "max-streams", "max-resets", "max-connections", "max-connections-per-client"}},

@@ -345,6 +345,10 @@ func (s *server) revisionGone(namespace, service, revision string) {
 // settings are what the API fills in for users and holds them to.
 func (s *server) settings() serving.Settings {
 	return serving.Settings{
+		Scaling: func(annotations map[string]string, containerConcurrency int64) error {
+			_, err := s.config.Scaling.Scale(annotations, containerConcurrency)
+			return err
+		},
 		RevisionTimeout: s.config.RevisionTimeout, MaxRevisionTimeout: s.config.MaxRevisionTimeout,
 		ContainerConcurrency: int64(s.config.Concurrency), CPU: s.config.CPU, Memory: s.config.Memory,
 	}

@@ -28,6 +28,8 @@ type Settings struct {
 	MaxRevisionTimeout time.Duration
 	// ContainerConcurrency is set on revisions that set none; 0 is unlimited.
 	ContainerConcurrency int64
+	// Scaling, when set, says what of a revision's annotations about scaling cannot be used.
+	Scaling func(annotations map[string]string, containerConcurrency int64) error
 	// CPU and Memory are the limits of containers that set none, as quantities ("1", "512Mi"); "" sets none.
 	CPU, Memory string
 }
@@ -45,7 +47,8 @@ type Change struct {
 
 // Admission decides what may be stored. It may be used concurrently.
 type Admission struct {
-	config *config.Config // never changed: Knative only reads it
+	config  *config.Config // never changed: Knative only reads it
+	scaling func(annotations map[string]string, containerConcurrency int64) error
 }
 
 // NewAdmission returns the admission by these settings, or an error that names the setting that is wrong.
@@ -54,7 +57,7 @@ func NewAdmission(s Settings) (*Admission, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Admission{config: conf}, nil
+	return &Admission{config: conf, scaling: s.Scaling}, nil
 }
 
 // Admit fills the defaults of change.New in place and says whether it may be stored. The errors of serving
@@ -108,6 +111,9 @@ func (a *Admission) Admit(ctx context.Context, change Change) (warnings []string
 			refused = refused.Also(e)
 		}
 	}
+	if refused == nil && !change.Status {
+		refused = a.invalidScaling(change.New)
+	}
 	if refused != nil {
 		return warnings, validationFailed(kind, change.New, refused)
 	}
@@ -145,6 +151,18 @@ func (a *Admission) invalidTimeouts(o Object) (refused *apis.FieldError) {
 		}
 	}
 	return refused
+}
+
+// invalidScaling refuses annotations about scaling that Knative takes and that nothing here can scale by.
+func (a *Admission) invalidScaling(o Object) *apis.FieldError {
+	template := templateOf(o)
+	if template == nil || a.scaling == nil {
+		return nil
+	}
+	if err := a.scaling(template.Annotations, template.Spec.GetContainerConcurrency()); err != nil {
+		return refusal(strings.ReplaceAll(err.Error(), "\n", "; "), "spec.template.metadata.annotations")
+	}
+	return nil
 }
 
 // templateOf is the template of what has one.

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
@@ -474,5 +475,40 @@ func TestAdmit_WarnsOfScalingAnnotationsThatThereAreNot(t *testing.T) {
 	warnings, err := admission(t).Admit(t.Context(), serving.Change{New: s})
 	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "annotations[autoscaling.knative.dev/mn-scale] has no effect") {
 		t.Errorf("got %v and warnings %q, want one of mn-scale", err, warnings)
+	}
+}
+
+func TestAdmit_RefusesWhatNothingScalesBy(t *testing.T) {
+	conf := settings()
+	var asked []string
+	conf.Scaling = func(annotations map[string]string, containerConcurrency int64) error {
+		asked = append(asked, fmt.Sprint(annotations["autoscaling.knative.dev/class"], containerConcurrency))
+		if annotations["autoscaling.knative.dev/class"] == "mine" {
+			return errors.Join(errors.New("one"), errors.New("another"))
+		}
+		return nil
+	}
+	a, err := serving.NewAdmission(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := service(t, "")
+	s.Spec.Template.Annotations = map[string]string{"autoscaling.knative.dev/class": "mine"}
+	s.Spec.Template.Spec.ContainerConcurrency = new(int64(5))
+	const want = "validation failed: one; another: spec.template.metadata.annotations"
+	if _, err := a.Admit(t.Context(), serving.Change{New: s}); err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	s.Spec.Template.Annotations["autoscaling.knative.dev/class"] = "hpa.autoscaling.knative.dev"
+	if _, err := a.Admit(t.Context(), serving.Change{New: s}); err != nil {
+		t.Errorf("a class that there is: %v", err)
+	}
+	// What Knative refuses is said once, in its words.
+	s.Spec.Template.Annotations["autoscaling.knative.dev/metric"] = ""
+	if _, err := a.Admit(t.Context(), serving.Change{New: s}); err == nil || !strings.Contains(err.Error(), "invalid value: ") {
+		t.Errorf("a metric that there is not: %v", err)
+	}
+	if diff := cmp.Diff([]string{"mine5", "hpa.autoscaling.knative.dev5"}, asked); diff != "" {
+		t.Errorf("asked for (-want +got):\n%s", diff)
 	}
 }
