@@ -45,6 +45,16 @@ func DefaultSettings() Settings {
 	}
 }
 
+// CloudRunSettings are Cloud Run's rules (contract 1.3): 60 % of the concurrency and of the CPU over a minute, and the
+// last instance is kept for 15 minutes without requests.
+func CloudRunSettings() Settings {
+	s := DefaultSettings()
+	s.TargetUtilization = 0.6
+	s.CPUTarget = 0.6
+	s.ScaleToZeroGrace = 15*time.Minute - s.StableWindow // it begins when the averages have come to nothing
+	return s
+}
+
 // Validate tells, by the names of their flags, which settings cannot be used and what they may be. Windows may be
 // shorter than an annotation may make them: that is for trying things out.
 func (s Settings) Validate() error {

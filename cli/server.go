@@ -2,9 +2,11 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"reflect"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -27,7 +29,7 @@ func serverHeadings() []heading {
 		{"Where it is", []string{"state-dir", "api-address", "gateway-address", "domain", "issuer"}},
 		{"Running instances", []string{"runtime", "instance-network", "dns", "user-namespaces", "starts-at-once", "prepared-memory", "stop-grace", "drain-timeout", "startup-timeout", "log-keep"}},
 		{"Images", []string{"insecure-registry", "docker-config", "pull-timeout", "image-keep"}},
-		{"Defaults of services", []string{"cpu", "memory", "container-concurrency", "revision-timeout", "max-revision-timeout", "min-instances", "max-instances", "initial-scale"}},
+		{"Defaults of services", []string{"defaults", "cpu", "memory", "container-concurrency", "revision-timeout", "max-revision-timeout", "min-instances", "max-instances", "initial-scale"}},
 		{"Scaling", []string{"target", "target-utilization", "cpu-target", "rps-target", "stable-window", "panic-window-percent", "panic-threshold-percent", "tick", "max-scale-up-rate", "max-scale-down-rate", "scale-to-zero-grace", "scale-to-zero-retention"}},
 		{"Requests", []string{"max-queue", "queue-wait", "trust-forwarded", "private-cookies", "access-log", "shutdown-timeout"}},
 		{"HTTPS", []string{"gateway-tls-address", "tls-cert", "tls-key", "https-redirect", "acme", "acme-email", "acme-directory", "acme-ca"}},
@@ -36,7 +38,7 @@ func serverHeadings() []heading {
 }
 
 func (p *program) serverCommand() *cobra.Command {
-	config := server.DefaultConfig()
+	config, defaults := server.DefaultConfig(), server.DefaultsKnative
 	c := &cobra.Command{
 		Use:   "server",
 		Short: "Start the platform on this machine",
@@ -53,16 +55,26 @@ Every flag can be given as an environment variable too: --api-address is BERTH_A
 		Args: arguments(0, 0, ""),
 	}
 	bindStruct(c.Flags(), reflect.ValueOf(&config).Elem())
+	c.Flags().StringVar(&defaults, "defaults", defaults, "whose `rules` hold where no flag says otherwise: "+server.DefaultsKnative+", or "+
+		server.DefaultsCloudRun+", which is"+differences(c.Flags(), server.DefaultsCloudRun))
 	c.Flags().Var(goneFlag("--prepared-memory, the memory that prepared instances may hold together, such as 64Mi, or 0 for none"), "prepared", "")
 	_ = c.Flags().MarkHidden("prepared")
 	orderServerFlags(c.Flags())
 	// The only errors are flags that do not exist.
 	_ = c.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"crun", "runc"}, cobra.ShellCompDirectiveDefault))
 	_ = c.RegisterFlagCompletionFunc("user-namespaces", cobra.FixedCompletions([]string{"on", "off", "auto"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("defaults", cobra.FixedCompletions([]string{server.DefaultsKnative, server.DefaultsCloudRun}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.MarkFlagDirname("state-dir")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		var names []string
 		c.Flags().VisitAll(func(flag *pflag.Flag) { names = append(names, flag.Name) })
+		// What is given in the environment comes after the defaults, and before it their name.
+		if err := environment(c, "defaults"); err != nil {
+			return err
+		}
+		if err := takeDefaults(c.Flags(), defaults); err != nil {
+			return err
+		}
 		if err := environment(c, names...); err != nil {
 			return err
 		}
@@ -84,6 +96,47 @@ func orderServerFlags(flags *pflag.FlagSet) {
 	flags.VisitAll(func(flag *pflag.Flag) {
 		if len(flag.Annotations[groupAnnotation]) == 0 {
 			under(otherHeading, flags, flag.Name)
+		}
+	})
+}
+
+// takeDefaults gives the flags that nobody gave the values of named defaults.
+func takeDefaults(flags *pflag.FlagSet, name string) error {
+	config, err := server.NamedConfig(name)
+	if err != nil {
+		return usagef("flag --defaults: %v", err)
+	}
+	eachDifference(flags, config, func(flag *pflag.Flag, value string) {
+		if !flag.Changed {
+			err = errors.Join(err, flag.Value.Set(value))
+		}
+	})
+	return err
+}
+
+// differences says which flags named defaults change, and to what.
+func differences(flags *pflag.FlagSet, name string) string {
+	config, err := server.NamedConfig(name)
+	if err != nil {
+		return ""
+	}
+	var b strings.Builder
+	eachDifference(flags, config, func(flag *pflag.Flag, value string) {
+		fmt.Fprintf(&b, " --%s", flag.Name)
+		if value != flag.NoOptDefVal {
+			b.WriteString(" " + value)
+		}
+	})
+	return b.String()
+}
+
+// eachDifference visits the flags, in alphabetical order, that have another default in config.
+func eachDifference(flags *pflag.FlagSet, config server.Config, visit func(flag *pflag.Flag, value string)) {
+	others := pflag.NewFlagSet("", pflag.ContinueOnError)
+	bindStruct(others, reflect.ValueOf(&config).Elem())
+	others.VisitAll(func(other *pflag.Flag) {
+		if flag := flags.Lookup(other.Name); flag.DefValue != other.DefValue {
+			visit(flag, other.DefValue)
 		}
 	})
 }
