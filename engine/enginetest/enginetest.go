@@ -228,6 +228,7 @@ func Run(t *testing.T, newEngine func(t *testing.T) engine.Engine) {
 		"LastOfFreezeAndThawWins":                 lastOfFreezeAndThawWins,
 		"UsageIsWhatItUses":                       usageIsWhatItUses,
 		"ReclaimingTakesNothingThatIsNeeded":      reclaimingTakesNothingThatIsNeeded,
+		"OutOfMemoryEndsOneThatIsToBeFrozen":      outOfMemoryEndsOneThatIsToBeFrozen,
 		"BoostEndsAfterTheStart":                  boostEndsAfterTheStart,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -321,6 +321,27 @@ func sidecarOfAFrozenInstanceIsStartedAgain(t *testing.T, s *Suite) {
 	Get(t, i, "/")
 }
 
+func outOfMemoryEndsOneThatIsToBeFrozen(t *testing.T, s *Suite) {
+	i := s.Start(t, func(spec *engine.Spec) { spec.Container.Memory = 32 << 20 }, "parent")
+	conn, err := i.DialPort(t.Context(), port) // keeps it running
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	freeze(t, i)
+	if _, err := io.WriteString(conn, "POST /bloat HTTP/1.1\r\nHost: instance\r\nContent-Length: 0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-i.Exited():
+	case <-time.After(patience):
+		t.Fatal("it goes on")
+	}
+	if exit := i.Exit(); !exit.OOM {
+		t.Errorf("exit %+v, want for lack of memory", exit)
+	}
+}
+
 func lastOfFreezeAndThawWins(t *testing.T, s *Suite) {
 	i := s.Start(t, nil)
 	client := newClient(t, i)

@@ -261,7 +261,10 @@ func (c *cgroups) awaitEmpty(id string) {
 func (c *cgroups) sweep() error {
 	const patience = 10 * time.Second
 	deadline := time.Now().Add(patience)
-	c.thawAll()
+	for _, directory := range c.directories() {
+		killAll(directory)
+	}
+	c.thawAll() // with what is to be done: to end
 	var errs []error
 	for _, directory := range c.directories() {
 		for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {

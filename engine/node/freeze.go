@@ -241,8 +241,7 @@ func (c *cgroups) setFrozen(path, v1, v2 string) error {
 	return err
 }
 
-// thawAll thaws all cgroups of the engine, so that their processes can end: with version 1 the kernel lets no process end
-// that is frozen.
+// thawAll thaws all cgroups of the engine, so that their processes can end: with version 1 none ends while it is frozen.
 func (c *cgroups) thawAll() {
 	if !c.v2 && c.roots["freezer"] == "" {
 		return

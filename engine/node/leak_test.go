@@ -98,6 +98,9 @@ func TestClose_LeavesNothingBehind(t *testing.T) {
 	e := openEngine(t, dir)
 	s := enginetest.New(t, e)
 	s.Start(t, nil, "stubborn")
+	if err := s.Start(t, s.WithSidecar(nil, "stubborn"), "graceful").Freeze(); err != nil {
+		t.Fatal(err)
+	}
 	s.Prepare(t, nil, "serve")
 	if len(traces(t, dir)) == 0 {
 		t.Fatal("a running engine leaves no traces: the test does not look where they are")
@@ -120,6 +123,9 @@ func TestStop_LeavesNothingOfTheInstance(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := i.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := i.Freeze(); err != nil {
 			t.Fatal(err)
 		}
 		i.Stop(0)
@@ -155,7 +161,7 @@ func TestStop_LeavesNothingOfTheInstance(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, entry := range entries {
-			if entry.IsDir() {
+			if entry.IsDir() && entry.Name() != alwaysFrozen {
 				t.Errorf("cgroup %s/%s is left", directory, entry.Name())
 			}
 		}
@@ -199,6 +205,9 @@ func TestCrashingServer(t *testing.T) {
 	e := openEngine(t, dir)
 	s := enginetest.New(t, e)
 	s.Start(t, s.WithSidecar(nil, "stubborn"), "stubborn")
+	if err := s.Start(t, s.WithSidecar(nil, "stubborn"), "graceful").Freeze(); err != nil {
+		t.Fatal(err)
+	}
 	busy := s.Start(t, nil, "serve")
 	s.Prepare(t, nil, "serve")
 	go func() { _, _ = busy.Exec(t.Context(), engine.Command{Args: []string{"/bin/program", "nest"}}) }()

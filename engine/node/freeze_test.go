@@ -1,0 +1,383 @@
+package node
+
+import (
+	"bufio"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/engine"
+	"github.com/berth-run/berth/engine/enginetest"
+)
+
+func TestFreeze_HoldsNoFilesOpen(t *testing.T) {
+	e := openEngine(t, t.TempDir())
+	i := enginetest.New(t, e).Start(t, nil, "serve")
+	for _, change := range []func() error{i.Freeze, i.Thaw} {
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		files, err := filepath.Glob("/proc/self/fd/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			if path, err := os.Readlink(file); err == nil && strings.HasPrefix(path, cgroupMount) && strings.Contains(path, i.ID()) && !strings.Contains(path, "oom_control") {
+				t.Errorf("%s stays open", path)
+			}
+		}
+	}
+}
+
+func TestFreeze_SaysWhenTheMachineHasNoFreezer(t *testing.T) {
+	c := &cgroups{roots: map[string]string{"memory": "/sys/fs/cgroup/memory"}, name: "berth-012345"}
+	err := c.freezable()
+	if err == nil || !strings.Contains(err.Error(), `"freezer" is not mounted below /sys/fs/cgroup`) {
+		t.Errorf("it says %v", err)
+	}
+	if said := c.freezerKind(); !strings.Contains(said, "not mounted") {
+		t.Errorf("people are told %q", said)
+	}
+	old := v2Groups(t)
+	if err := old.freezable(); err == nil || !strings.Contains(err.Error(), "Linux 5.2") {
+		t.Errorf("with a kernel without cgroup.freeze it says %v", err)
+	}
+}
+
+// TestCgroups_OfVersion2Freeze uses the freezer of version 2, which is there also where version 1 has the controllers.
+func TestCgroups_OfVersion2Freeze(t *testing.T) {
+	root := cgroupMount
+	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err != nil {
+		root = filepath.Join(root, "unified")
+	}
+	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err != nil {
+		t.Skip("there is no hierarchy of version 2")
+	}
+	c := &cgroups{v2: true, roots: map[string]string{"": root}, name: fmt.Sprintf("berth-test-%d", os.Getpid())}
+	const id = "hello-00001-aaaaa"
+	group := filepath.Join(root, c.path(id))
+	if err := os.MkdirAll(group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sleeper := exec.Command("sleep", "1000")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- sleeper.Wait() }()
+	defer func() {
+		if err := c.sweep(); err != nil { // though it is frozen
+			t.Error(err)
+		}
+		<-ended
+	}()
+	if err := tell(filepath.Join(group, "cgroup.procs"), strconv.Itoa(sleeper.Process.Pid)); err != nil {
+		t.Fatal(err)
+	}
+	await := func(want string) {
+		t.Helper()
+		for begun := time.Now(); ; time.Sleep(time.Millisecond) {
+			text, err := os.ReadFile(filepath.Join(group, "cgroup.events"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(string(text), want) {
+				return
+			}
+			if time.Since(begun) > time.Minute {
+				t.Fatalf("the kernel says %q, want %q", text, want)
+			}
+		}
+	}
+	if err := c.freezable(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := c.freeze(id); err != nil {
+			t.Fatal(err)
+		}
+		await("frozen 1")
+		if err := c.thaw(id); err != nil {
+			t.Fatal(err)
+		}
+		await("frozen 0")
+	}
+	if err := c.freeze(id); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.freeze("gone"); err != nil {
+		t.Errorf("freezing a cgroup that is gone: %v", err)
+	}
+}
+
+// v2Files is the cgroup of a container in v2Groups, with what the kernel would have in it.
+func v2Files(t *testing.T, c *cgroups, id string, files map[string]string) (read func(name string) string) {
+	t.Helper()
+	group := filepath.Join(c.roots[""], c.path(id))
+	if err := os.MkdirAll(group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(group, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return func(name string) string {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(group, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+}
+
+func TestUsage_OfVersion2IsWhatCannotBeDropped(t *testing.T) {
+	c := v2Groups(t)
+	v2Files(t, c, "a", map[string]string{
+		"cpu.stat":       "usage_usec 1234567\nuser_usec 1000000\n",
+		"memory.current": "10000000\n",
+		"memory.stat":    "anon 500\nfile 3000000\ninactive_anon 9\nactive_anon 9\ninactive_file 2000000\nactive_file 1000000\n",
+	})
+	got, err := c.usage("a")
+	if want := (engine.Usage{CPU: 1234567 * time.Microsecond, Memory: 7_000_000}); err != nil || got != want {
+		t.Errorf("it uses %+v, want %+v: %v", got, want, err)
+	}
+	if _, err := c.usage("b"); err == nil {
+		t.Error("one that is gone uses nothing, and that is no error")
+	}
+}
+
+func TestReclaim_OfVersion2LetsMemoryGoToSwapForAsLongAsItTakes(t *testing.T) {
+	c := v2Groups(t)
+	read := v2Files(t, c, "a", map[string]string{"memory.current": "10000000\n", "memory.reclaim": "", "memory.swap.max": "0\n"})
+	if _, err := c.reclaim("a"); err != nil {
+		t.Fatal(err)
+	}
+	if got := read("memory.reclaim"); got != "10000000" {
+		t.Errorf("the kernel is asked for %q bytes", got)
+	}
+	if got := read("memory.swap.max"); !strings.HasPrefix(got, "0") {
+		t.Errorf("the limit of swap is left at %q", got)
+	}
+}
+
+func TestBoosted(t *testing.T) {
+	for _, test := range []struct {
+		limit int64
+		cpus  int
+		want  int64
+	}{
+		{0, 8, 0}, {80, 8, 2000}, {1000, 8, 2000}, {1000, 1, 1000}, {1000, 2, 2000}, {1500, 8, 4000}, {2000, 8, 4000},
+		{2000, 3, 3000}, {4000, 16, 8000}, {4000, 2, 4000}, {6000, 16, 8000}, {8000, 16, 8000}, {12000, 16, 12000},
+	} {
+		if got := boosted(test.limit, test.cpus); got != test.want {
+			t.Errorf("a limit of %d on %d CPUs is boosted to %d, want %d", test.limit, test.cpus, got, test.want)
+		}
+	}
+}
+
+func TestBoost_IsInTheBundleOnlyWhereAskedFor(t *testing.T) {
+	b := bundle{container: &engine.Container{CPU: 500}}
+	if got := *b.resources().CPU.Quota; got != 50_000 {
+		t.Errorf("without a boost the quota is %d", got)
+	}
+	shares := *b.resources().CPU.Shares
+	b.spec.Boost = true
+	if got, want := *b.resources().CPU.Quota, quota(boosted(500, 2)); got < want/2 || *b.resources().CPU.Shares != shares {
+		t.Errorf("with a boost the quota is %d and the shares %d, were %d", got, *b.resources().CPU.Shares, shares)
+	}
+	c := v2Groups(t)
+	read := v2Files(t, c, "a", map[string]string{"cpu.max": "max 100000"})
+	if err := c.limitCPU("a", 1500); err != nil {
+		t.Fatal(err)
+	}
+	if got := read("cpu.max"); got != "150000 100000" {
+		t.Errorf("with version 2 the limit is %q", got)
+	}
+}
+
+func TestProber_BegunAnewWaitsAPeriod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched()
+		time.Sleep(time.Minute) // it was frozen
+		w.anew = true
+		w.readiness, w.liveness = httpProbe("/ready", 3*time.Second, 1, 1), httpProbe("/live", 2*time.Second, 1, 1)
+		stop := w.start(t)
+		time.Sleep(5 * time.Second)
+		stop()
+		want := map[string][]time.Duration{
+			"/ready": {63 * time.Second}, "/live": {62 * time.Second, 64 * time.Second},
+		}
+		if diff := cmp.Diff(want, w.tries); diff != "" {
+			t.Errorf("tries (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// addSwap lends the machine memory on disk until the test ends.
+func addSwap(t *testing.T, mib int64) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "swap")
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = unix.Fallocate(int(file.Fd()), 0, 0, mib<<20)
+		file.Close()
+	}
+	if err != nil {
+		t.Skipf("a swap file cannot be made: %v", err)
+	}
+	for _, name := range []string{"mkswap", "swapon"} {
+		if output, err := exec.Command(name, path).CombinedOutput(); err != nil {
+			t.Skipf("swap cannot be added: %s: %v: %s", name, err, output)
+		}
+	}
+	t.Cleanup(func() {
+		if output, err := exec.Command("swapoff", path).CombinedOutput(); err != nil {
+			t.Errorf("removing the swap: %v: %s", err, output)
+		}
+	})
+}
+
+func TestReclaim_MovesMemoryOfFrozenInstancesToSwap(t *testing.T) {
+	const mib = 64
+	addSwap(t, 4*mib)
+	e := openEngine(t, t.TempDir())
+	i := enginetest.New(t, e).Start(t, nil, "serve")
+	if status, body := enginetest.Request(t, i, http.MethodPost, fmt.Sprintf("/write?path=/dev/shm/file&mib=%d", mib)); status != http.StatusOK {
+		t.Fatal(body)
+	}
+	usage := func() int64 {
+		u, err := i.Usage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u.Memory
+	}
+	before := usage()
+	if err := i.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	freed, err := i.Reclaim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d of %d KiB are taken in %s", freed>>10, before>>10, time.Since(begun))
+	if freed < mib<<20/2 || before-usage() < mib<<20/2 {
+		t.Errorf("%d bytes are taken, and it uses %d after %d", freed, usage(), before)
+	}
+	if err := i.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(enginetest.Get(t, i, "/read?path=/dev/shm/file")); got != mib<<20 {
+		t.Errorf("of its file of %d bytes there are %d", mib<<20, got)
+	}
+
+	// Whoever thaws it need not wait.
+	if err := i.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	reclaimed := make(chan error, 1)
+	go func() {
+		_, err := i.Reclaim()
+		reclaimed <- err
+	}()
+	if err := i.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Get(t, i, "/")
+	if err := <-reclaimed; err != nil {
+		t.Error(err)
+	}
+}
+
+// BenchmarkThaw is the time from the decision to thaw an instance to the answer over a connection that is kept, beside
+// that of an instance that was never frozen. Both have rested as long.
+func BenchmarkThaw(b *testing.B) {
+	s := enginetest.New(b, openEngine(b, b.TempDir()))
+	spec := s.Spec(b, nil, "serve")
+	var instances [2]engine.Instance // the first is frozen between requests
+	var requests [2]func()
+	for n := range instances {
+		i, err := s.Engine.Prepare(b.Context(), spec)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer i.Stop(0)
+		if err := i.Start(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		conn, err := i.Dial(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer conn.Close()
+		answers := bufio.NewReader(conn)
+		instances[n] = i
+		requests[n] = func() {
+			if _, err := fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: instance\r\n\r\n"); err != nil {
+				b.Fatal(err)
+			}
+			response, err := http.ReadResponse(answers, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := answers.Discard(int(response.ContentLength)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		requests[n]()
+	}
+	var froze, thaw, frozen, running []time.Duration
+	for b.Loop() {
+		begun := time.Now()
+		if err := instances[0].Freeze(); err != nil {
+			b.Fatal(err)
+		}
+		froze = append(froze, time.Since(begun))
+		time.Sleep(5 * time.Millisecond)
+		begun = time.Now()
+		if err := instances[0].Thaw(); err != nil {
+			b.Fatal(err)
+		}
+		thaw = append(thaw, time.Since(begun))
+		requests[0]()
+		frozen = append(frozen, time.Since(begun))
+		time.Sleep(5 * time.Millisecond)
+		begun = time.Now()
+		requests[1]()
+		running = append(running, time.Since(begun))
+	}
+	report := func(name string, took []time.Duration) {
+		slices.Sort(took)
+		b.ReportMetric(float64(took[len(took)/2].Nanoseconds())/1000, name+"-p50-µs")
+		b.ReportMetric(float64(took[len(took)*99/100].Nanoseconds())/1000, name+"-p99-µs")
+	}
+	report("freeze", froze)
+	report("thaw", thaw)
+	report("frozen", frozen)
+	report("running", running)
+}
+
+func BenchmarkUsage(b *testing.B) {
+	s := enginetest.New(b, openEngine(b, b.TempDir()))
+	i := s.Start(b, nil, "serve")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := i.Usage(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
