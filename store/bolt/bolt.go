@@ -2,7 +2,8 @@
 // alone.
 //
 // Writes are committed by one goroutine, which groups those that wait (commit.go): each is on disk before it is
-// acknowledged, and each has a version of its own. Reads and watches are answered from memory (table.go, watch.go)
+// acknowledged, and each has a version of its own; writers who could write it
+// all again need not wait for the disk (deferred.go). Reads and watches are answered from memory (table.go, watch.go)
 // and see a write only once it is committed. The objects that a deleted object owned are removed by the same
 // goroutine (cascade.go). Start reading at [Open], then at Store.commit.
 package bolt
@@ -56,7 +57,8 @@ type Store struct {
 	graph    graph
 	last     uint64 // newest version given out; those of failed commits are not used again
 	reserved uint64 // the version in the file, above every published one
-	fault    error  // set when it is unknown what is on disk; every write then fails
+	deferral deferral
+	fault    error // set when it is unknown what is on disk; every write then fails
 
 	// mu guards what readers see. Only the committing goroutine changes tables and version, so it reads them
 	// without the lock.
@@ -81,6 +83,7 @@ func Open(path string, options Options) (*Store, error) {
 		quit:     make(chan struct{}),
 		done:     make(chan struct{}),
 		graph:    newGraph(),
+		deferral: newDeferral(),
 		tables:   newTables(),
 		watches:  make(map[*watch]struct{}),
 	}
@@ -106,20 +109,21 @@ func Open(path string, options Options) (*Store, error) {
 	return s, nil
 }
 
-// Close ends the watches, waits for the commit that is under way and closes the file. Writes and new watches then
+// Close ends the watches, waits for the commit that is under way, saves what was deferred and closes the file. Writes and new watches then
 // return ErrClosed. It may be called more than once.
 func (s *Store) Close() error { return s.close() }
 
 func (s *Store) shutdown() error {
 	close(s.quit)
 	<-s.done
+	unsaved := s.deferral.last
 	s.mu.Lock()
 	s.closed = true
 	for w := range s.watches {
 		s.drop(w)
 	}
 	s.mu.Unlock()
-	if err := s.db.Close(); err != nil {
+	if err := errors.Join(unsaved, s.db.Close()); err != nil {
 		return fmt.Errorf("closing store %q: %w", s.path, err)
 	}
 	return nil

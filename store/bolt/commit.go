@@ -24,8 +24,9 @@ const (
 
 // request is one write that waits for its commit.
 type request struct {
-	apply func(*batch) (serving.Object, error)
-	done  chan result // buffered
+	apply    func(*batch) (serving.Object, error)
+	deferred bool        // it is answered before it is on disk: see deferred.go
+	done     chan result // buffered
 }
 
 type result struct {
@@ -33,10 +34,10 @@ type result struct {
 	err    error
 }
 
-// write hands a write to the committing goroutine and waits until it is on disk. Once begun it is not interrupted,
-// so that the caller always knows whether it happened.
-func (s *Store) write(ctx context.Context, apply func(*batch) (serving.Object, error)) (serving.Object, error) {
-	r := &request{done: make(chan result, 1)}
+// write hands a write to the committing goroutine and waits until it is answered: on disk, or visible if that is put
+// off. Once begun it is not interrupted, so that the caller always knows whether it happened.
+func (s *Store) write(ctx context.Context, when durability, apply func(*batch) (serving.Object, error)) (serving.Object, error) {
+	r := &request{deferred: when == soon, done: make(chan result, 1)}
 	r.apply = func(b *batch) (serving.Object, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -65,7 +66,11 @@ func (s *Store) run() {
 			select {
 			case r := <-s.requests:
 				waiting = append(waiting, r)
+			case <-s.deferral.timer.C:
+				s.flush()
+				continue
 			case <-s.quit:
+				s.deferral.last = s.flush()
 				return // what is unfinished is found again at the next Open
 			}
 		}
@@ -96,11 +101,14 @@ func (s *Store) gather(waiting []*request) []*request {
 	return waiting
 }
 
-// commit applies writes one after the other, brings them to disk together, makes them visible and answers them.
+// commit applies writes one after the other, brings them to disk together (or puts that off, when all of them may
+// wait), makes them visible and answers them.
 func (s *Store) commit(requests []*request) error {
 	b := &batch{store: s, pending: make(map[key]serving.Object)}
 	results := make([]result, len(requests))
+	deferred := len(requests) > 0
 	for i, r := range requests {
+		deferred = deferred && r.deferred
 		mark := len(b.changes)
 		results[i].object, results[i].err = r.apply(b)
 		if results[i].err != nil {
@@ -110,8 +118,8 @@ func (s *Store) commit(requests []*request) error {
 	collecting := b.collectUnfinished(maxCollect)
 
 	err := s.fault
-	if err == nil {
-		err = s.save(b)
+	if deferred = deferred && s.mayDefer(); err == nil && !deferred {
+		err = s.save(b.changes)
 	}
 	if err != nil {
 		b.undo(0)
@@ -120,6 +128,9 @@ func (s *Store) commit(requests []*request) error {
 			results[i] = result{err: err}
 		}
 	} else {
+		if deferred {
+			s.putOff(b.changes)
+		}
 		s.publish(b)
 	}
 	for i, r := range requests {
@@ -128,33 +139,31 @@ func (s *Store) commit(requests []*request) error {
 	return err
 }
 
-// save brings a batch to disk: its objects but those of ephemeral kinds, and its versions. After an error nothing of
-// it is there, or s.fault is set.
-func (s *Store) save(b *batch) error {
-	durable := slices.ContainsFunc(b.changes, change.durable)
-	if !durable && s.last < s.reserved || len(b.changes) == 0 {
+// save brings changes to disk, after those that were put off: the objects but those of ephemeral kinds, and the
+// versions. After an error nothing of it is there, or s.fault is set.
+func (s *Store) save(changes []change) error {
+	durable := len(s.deferral.dirty) > 0 || slices.ContainsFunc(changes, change.durable)
+	if !durable && (s.last < s.reserved || len(changes) == 0) {
 		return nil
 	}
 	reserve := s.last + ahead
 	err := s.db.Update(func(tx *bbolt.Tx) error {
-		for _, c := range b.changes {
+		for k, data := range s.deferral.dirty {
+			if err := saveObject(tx, k, data); err != nil {
+				return err
+			}
+		}
+		for _, c := range changes {
 			if !c.durable() {
 				continue
 			}
-			bucket, err := tx.CreateBucketIfNotExists([]byte(bucketName(c.key.kind)))
-			if err != nil {
-				return err
-			}
-			if c.after == nil {
-				if err := bucket.Delete(c.key.bytes()); err != nil {
-					return err
-				}
-			} else if err := bucket.Put(c.key.bytes(), c.data); err != nil {
+			if err := saveObject(tx, c.key, c.stored()); err != nil {
 				return err
 			}
 		}
 		return tx.Bucket([]byte(metaBucket)).Put([]byte(versionKey), binary.BigEndian.AppendUint64(nil, reserve))
 	})
+	s.saved(err)
 	if err == nil {
 		s.reserved = reserve
 		return nil
@@ -173,7 +182,19 @@ func (s *Store) save(b *batch) error {
 	return fmt.Errorf("writing %q (nothing was changed): %w", s.path, err)
 }
 
-// publish makes a saved batch visible to readers and watches.
+// saveObject writes one object's JSON, or removes it when data is nil.
+func saveObject(tx *bbolt.Tx, k key, data []byte) error {
+	bucket, err := tx.CreateBucketIfNotExists([]byte(bucketName(k.kind)))
+	if err != nil {
+		return err
+	}
+	if data == nil {
+		return bucket.Delete(k.bytes())
+	}
+	return bucket.Put(k.bytes(), data)
+}
+
+// publish makes a batch visible to readers and watches.
 func (s *Store) publish(b *batch) {
 	if len(b.changes) == 0 {
 		return
@@ -203,6 +224,14 @@ type change struct {
 	before, after serving.Object // nil when absent
 	last          serving.Object // the event's object: after, or for Deleted the last state
 	data          []byte         // JSON of last
+}
+
+// stored is the JSON that the file holds after a change, nil when the object is gone.
+func (c change) stored() []byte {
+	if c.after == nil {
+		return nil
+	}
+	return c.data
 }
 
 // durable tells whether a change is to be on disk.

@@ -23,6 +23,10 @@ const (
 
 // Create implements [store.Store]. The object's namespace must exist; ErrTerminating when it is being deleted.
 func (s *Store) Create(ctx context.Context, object serving.Object) (serving.Object, error) {
+	return s.create(ctx, object, onDisk)
+}
+
+func (s *Store) create(ctx context.Context, object serving.Object, when durability) (serving.Object, error) {
 	o := object.DeepCopyObject().(serving.Object)
 	k, err := s.keyOfObject(o)
 	if err != nil {
@@ -37,7 +41,7 @@ func (s *Store) Create(ctx context.Context, object serving.Object) (serving.Obje
 	o.SetDeletionTimestamp(nil)
 	o.SetDeletionGracePeriodSeconds(nil)
 	o.SetSelfLink("")
-	return s.write(ctx, func(b *batch) (serving.Object, error) { return b.create(k, o) })
+	return s.write(ctx, when, func(b *batch) (serving.Object, error) { return b.create(k, o) })
 }
 
 func checkCreate(k key, o serving.Object) error {
@@ -104,6 +108,10 @@ func (b *batch) checkNamespace(k key) error {
 
 // Update implements [store.Store].
 func (s *Store) Update(ctx context.Context, object serving.Object, part store.Part) (serving.Object, error) {
+	return s.update(ctx, object, part, onDisk)
+}
+
+func (s *Store) update(ctx context.Context, object serving.Object, part store.Part, when durability) (serving.Object, error) {
 	o := object.DeepCopyObject().(serving.Object)
 	k, err := s.keyOfObject(o)
 	if err != nil {
@@ -114,7 +122,7 @@ func (s *Store) Update(ctx context.Context, object serving.Object, part store.Pa
 			return nil, err
 		}
 	}
-	return s.write(ctx, func(b *batch) (serving.Object, error) { return b.update(k, o, part) })
+	return s.write(ctx, when, func(b *batch) (serving.Object, error) { return b.update(k, o, part) })
 }
 
 func (b *batch) update(k key, given serving.Object, part store.Part) (serving.Object, error) {
@@ -176,6 +184,10 @@ func sameOwner(a, b serving.OwnerReference) bool { return a.UID == b.UID }
 
 // Delete implements [store.Store]. Deleting a namespace deletes what is in it.
 func (s *Store) Delete(ctx context.Context, kind serving.Kind, namespace, name string, options serving.DeleteOptions) (serving.Object, error) {
+	return s.delete(ctx, kind, namespace, name, options, onDisk)
+}
+
+func (s *Store) delete(ctx context.Context, kind serving.Kind, namespace, name string, options serving.DeleteOptions, when durability) (serving.Object, error) {
 	k, err := keyOf(kind, namespace, name)
 	if err != nil {
 		return nil, err
@@ -184,7 +196,7 @@ func (s *Store) Delete(ctx context.Context, kind serving.Kind, namespace, name s
 	if err != nil {
 		return nil, k.error(err)
 	}
-	return s.write(ctx, func(b *batch) (serving.Object, error) {
+	return s.write(ctx, when, func(b *batch) (serving.Object, error) {
 		stored := b.get(k)
 		if stored == nil {
 			return nil, k.error(store.ErrNotFound)
