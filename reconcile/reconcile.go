@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/certificate"
 	"github.com/berth-run/berth/engine"
@@ -23,6 +25,7 @@ import (
 
 // Config is what a reconciler needs. Every field without a comment is required.
 type Config struct {
+	// Store gets what reconcilers write. It may take its time to bring that to disk: they would write it again.
 	Store      store.Store
 	Images     Resolver
 	Engine     engine.Engine
@@ -31,6 +34,9 @@ type Config struct {
 	Identity   *identity.Issuer // of service accounts' tokens
 	Scaling    autoscaler.Settings
 	Logger     *slog.Logger
+
+	// Durable is the same store for what must be on disk before anybody sees it; nil is Store.
+	Durable store.Store
 
 	// URL returns the public URL of a host name, with the gateway's scheme and port.
 	URL func(host string) string
@@ -98,6 +104,9 @@ func New(config Config) *Reconciler {
 	if config.ResolveTimeout == 0 {
 		config.ResolveTimeout = 10 * time.Second
 	}
+	if config.Durable == nil {
+		config.Durable = config.Store
+	}
 	return &Reconciler{
 		Config:      config,
 		queue:       newQueue(),
@@ -163,9 +172,20 @@ func get[T any](ctx context.Context, r *Reconciler, kind serving.Kind, namespace
 
 // writeStatus stores an object's status, if it changed.
 func (r *Reconciler) writeStatus(ctx context.Context, o serving.Object) error {
-	_, err := r.Store.Update(ctx, o, store.Status)
+	to := r.Store
+	if isPromise(o) {
+		to = r.Durable
+	}
+	_, err := to.Update(ctx, o, store.Status)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil // deleted meanwhile: nothing to tell
 	}
 	return err
+}
+
+// isPromise tells whether an object's status says to a user that what he declared is Ready: after a crash it must be so
+// still. What all that a service owns says is on its way to that.
+func isPromise(o serving.Object) bool {
+	of, ok := o.(interface{ IsReady() bool })
+	return ok && of.IsReady() && v1.GetControllerOf(o) == nil
 }

@@ -144,8 +144,8 @@ func open(config Config) (_ *server, err error) {
 	}
 	s.autoscaler = autoscaler.New(s.engine, config.Scaling, s.logger, metrics)
 	s.reconciler = reconcile.New(reconcile.Config{
-		// What reconcilers write they can make again from what users wrote: a deploy does not wait for the disk at each step.
-		Store: s.store.Deferred(), Images: s.images, Engine: s.engine, Autoscaler: s.autoscaler, Gateway: s.gateway, Identity: issuer,
+		// A deploy does not wait for the disk at each of its steps, but at its end.
+		Store: s.store.Deferred(), Durable: s.store, Images: s.images, Engine: s.engine, Autoscaler: s.autoscaler, Gateway: s.gateway, Identity: issuer,
 		Scaling: config.Scaling, Logger: s.logger,
 		URL: s.url, Domain: config.Domain, Certificates: s.certificates, TLSPort: s.tlsPort(), Redirect: config.TLS.Redirect,
 		PullTimeout: config.PullTimeout, StartupTimeout: config.StartupTimeout, MaxQueue: config.MaxQueue, QueueWait: config.QueueWait.limit(),
