@@ -77,7 +77,8 @@ type Instance interface {
 	// Freeze withholds the CPU from everything in a ready instance until Thaw, as between requests (contract C66, KY16).
 	// Its memory and its connections stay; it is not probed meanwhile. Freezing one that is frozen, or that is not ready,
 	// does nothing. What the engine does in it needs the CPU and has it: Exec and connections of DialPort until they end,
-	// and containers being started again; Freeze then takes effect afterwards.
+	// and containers being started again; Freeze then takes effect afterwards. Time goes on meanwhile: after Thaw a program
+	// may find at once that connections on which nothing came were kept for long enough, and close them.
 	Freeze() error
 
 	// Thaw gives the CPU back, and returns when the kernel has been told: what was sent to the instance before is

@@ -7,9 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,6 +40,61 @@ func TestFreeze_HoldsNoFilesOpen(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestFreeze_BesideAllElseDoesNotOutlastStop(t *testing.T) {
+	t.Parallel()
+	runtimes(t, func(t *testing.T, e *Engine) {
+		s := enginetest.New(t, e)
+		spec := s.Spec(t, s.WithSidecar(nil, "listen", ":7000"), "serve")
+		spec.Container.LivenessProbe = httpProbe("/health", 5*time.Millisecond, 1, 1)
+		spec.Container.ReadinessProbe = &engine.Probe{Exec: &engine.ExecProbe{Command: []string{"/bin/program", "healthy"}}, Period: 20 * time.Millisecond}
+		for n := range 8 {
+			i, err := e.Prepare(t.Context(), spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := i.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			over := make(chan struct{})
+			var group sync.WaitGroup
+			for _, change := range []func() error{
+				i.Freeze, i.Freeze, i.Thaw,
+				func() error { _, err := i.Reclaim(); return err },
+				func() error { // the sidecar ends again and again
+					if conn, err := i.DialPort(t.Context(), 7000); err == nil {
+						_, _ = fmt.Fprint(conn, "POST /exit?code=1 HTTP/1.1\r\nHost: instance\r\nContent-Length: 0\r\n\r\n")
+						conn.Close()
+					}
+					return nil
+				},
+				func() error {
+					_, _ = i.Exec(t.Context(), engine.Command{Args: []string{"/bin/program", "say", "a", "b", "0"}}) // it may be stopped
+					return nil
+				},
+			} {
+				group.Go(func() {
+					for !hasEnded(over) {
+						if err := change(); err != nil {
+							t.Error(err)
+						}
+						runtime.Gosched()
+					}
+				})
+			}
+			time.Sleep(time.Duration(n) * 20 * time.Millisecond) // another moment each time
+			i.Stop(time.Duration(n%2) * 50 * time.Millisecond)
+			close(over)
+			group.Wait()
+			if i.Frozen() || !hasEnded(i.Exited()) {
+				t.Errorf("after Stop it is frozen: %t, and has ended: %t", i.Frozen(), hasEnded(i.Exited()))
+			}
+		}
+		if left := killAll(e.cgroups.directories()[0]); len(left) > 0 {
+			t.Errorf("processes are left: %v", left)
+		}
+	})
 }
 
 func TestFreeze_SaysWhenTheMachineHasNoFreezer(t *testing.T) {

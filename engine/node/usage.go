@@ -146,7 +146,7 @@ func (i *instance) Reclaim() (freed int64, err error) {
 		}
 		n, err := i.engine.cgroups.reclaim(c.id)
 		freed += n
-		if err != nil {
+		if err != nil && f.wanted.Load() { // else it runs again, or has ended
 			return freed, fmt.Errorf("reclaiming the memory of instance %q: %w", i.id, err)
 		}
 	}
