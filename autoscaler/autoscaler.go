@@ -60,6 +60,7 @@ type Autoscaler struct {
 	changed  []*fleet            // to be published
 	queue    startQueue
 	slots    int        // starts that may begin now
+	retrying int        // of those that have taken one, tries of what has failed before
 	recent   *list.List // fleets that may have a prepared instance, most recently used first
 	spares   map[*fleet]*member
 	sparing  int // spares that are being prepared

@@ -30,17 +30,18 @@ type fleet struct {
 	meter   *meter // nil unless the revision scales by what its instances use
 	desired int
 
-	proven     bool
-	proveSince time.Time
-	backoff    backoff
-	failure    error
-	failures   uint64 // of starts so far: tells one failure from another
-	waiting    string // what the oldest start waits for, when it takes long
-	unready    int    // of the ready ones, those unready for long, at the last look
-	restarts   int    // of containers, in instances that are gone
-	turns      uint64 // times that an engine said that an instance's readiness or containers changed
-	retry      *time.Timer
-	wokenAt    time.Time // when the first of the requests came that wait for the first instance; zero when none does
+	proven      bool
+	proveSince  time.Time
+	backoff     backoff
+	failure     error
+	lastFailure error  // of backoff's row: outlives a start in between
+	failures    uint64 // of starts so far: tells one failure from another
+	waiting     string // what the oldest start waits for, when it takes long
+	unready     int    // of the ready ones, those unready for long, at the last look
+	restarts    int    // of containers, in instances that are gone
+	turns       uint64 // times that an engine said that an instance's readiness or containers changed
+	retry       *time.Timer
+	wokenAt     time.Time // when the first of the requests came that wait for the first instance; zero when none does
 
 	queued   urgency
 	requests uint64        // at the last look
@@ -76,6 +77,7 @@ type member struct {
 	claimedAt time.Time // when it was claimed
 	cold      bool      // no instance was ready or starting when it was claimed
 	spare     bool      // it was prepared before it was wanted
+	retry     bool      // starts before it have come to nothing
 	given     bool      // it is not wanted any more: stopped as soon as its step has ended
 
 	slot *time.Timer // ends its hold of one of Autoscaler.slots; nil when it holds none
@@ -109,7 +111,7 @@ func (p *published) statuses() []InstanceStatus {
 // same tells whether the statuses are equal. Failures are told apart by their number: errors need not be comparable.
 func (p *published) same(q *published) bool {
 	a, b := p.status, q.status
-	a.Failure, b.Failure = nil, nil
+	a.Failure, b.Failure, a.LastFailure, b.LastFailure = nil, nil, nil, nil
 	return a == b && p.failures == q.failures && (p.status.Failure == nil) == (q.status.Failure == nil)
 }
 
@@ -155,30 +157,28 @@ func (f *fleet) count(state engine.State) int {
 
 // missing is how many more instances should start.
 func (f *fleet) missing() int {
-	return f.desired - f.count(engine.Ready) - f.count(engine.Starting)
-}
-
-// steady tells whether an instance has been ready for so long that the revision can be relied on.
-func (f *fleet) steady(now time.Time) bool {
-	for _, m := range f.members {
-		if m.state == engine.Ready && !m.isUnready() && now.Sub(m.since) >= backoffSteady {
-			return true
-		}
+	starting := f.count(engine.Starting)
+	missing := f.desired - f.count(engine.Ready) - starting
+	if f.backoff.loops() {
+		return min(missing, 1-starting) // it is tried with one
 	}
-	return false
+	return missing
 }
 
 func (f *fleet) snapshot() *published {
 	p := &published{failures: f.failures, restarts: f.restarts, turns: f.turns, status: Status{
-		Desired:  f.desired,
-		Prepared: f.count(engine.Prepared),
-		Starting: f.count(engine.Starting),
-		Ready:    f.count(engine.Ready),
-		Draining: f.count(engine.Draining),
-		Unready:  f.unready,
-		Proven:   f.proven,
-		Failure:  f.failure,
-		Waiting:  f.waiting,
+		Desired:     f.desired,
+		Prepared:    f.count(engine.Prepared),
+		Starting:    f.count(engine.Starting),
+		Ready:       f.count(engine.Ready),
+		Draining:    f.count(engine.Draining),
+		Unready:     f.unready,
+		Proven:      f.proven,
+		Failure:     f.failure,
+		Failures:    f.backoff.failures,
+		Next:        f.backoff.until,
+		LastFailure: f.lastFailure,
+		Waiting:     f.waiting,
 	}}
 	most := f.revision.Scale.Max
 	p.outlook = Outlook{AverageStart: f.averageStart, Full: most > 0 && p.status.Starting+p.status.Ready >= most}
@@ -234,6 +234,7 @@ func (a *Autoscaler) look(ctx context.Context, f *fleet) {
 		return
 	}
 	now, scale, load := time.Now(), f.revision.Scale, f.revision.Pool.Load()
+	a.settle(f, now)
 	if load.Requests != f.requests {
 		f.requests = load.Requests
 		a.touch(f)
@@ -322,6 +323,8 @@ func (a *Autoscaler) follow(f *fleet, in Input) {
 		return
 	}
 	switch {
+	case f.backoff.loops():
+		a.queue.push(f, forRetry)
 	case in.Waiting > 0:
 		a.queue.push(f, forRequests)
 	case in.Prove && !f.judge.state.proven:
@@ -421,62 +424,4 @@ func (a *Autoscaler) retire(f *fleet, reason string) {
 	}
 	f.revision.Pool.Fail(ErrRemoved)
 	a.change(f)
-}
-
-// backoff keeps a revision that does not start, or ends soon after, from being started over and over.
-type backoff struct {
-	failures int           // in a row
-	until    time.Time     // no start before
-	lost     time.Duration // what the row has cost so far: starts that failed, and the delays after each failure
-}
-
-// active tells whether no start may begin now.
-func (b *backoff) active() bool { return time.Now().Before(b.until) }
-
-// brief tells whether the row is so short yet that requests for a revision that has been ready had better wait: it
-// may soon be again. Requests for one that never was are told at once what is wrong with it.
-func (b *backoff) brief() bool { return b.lost <= backoffBrief }
-
-const (
-	backoffFirst = time.Second
-	backoffMost  = 60 * time.Second
-	// backoffSteady is how long an instance must have been ready for its end not to count as a failure. It is short:
-	// a request now and then that ends the program must not keep the service down.
-	backoffSteady = 10 * time.Second
-	// backoffBrief is about how long requests are kept waiting in all while a revision does not come up again.
-	backoffBrief = 10 * time.Second
-)
-
-// startFailed counts a start that began at claimed and failed now. Starts that were under way when another
-// failed are the same failure.
-func (b *backoff) startFailed(claimed, now time.Time) {
-	if b.failures > 0 && claimed.Before(b.until) {
-		return
-	}
-	b.failures++
-	b.delay(now, backoffDelay(b.failures))
-	b.lost += now.Sub(claimed)
-}
-
-// exited counts an instance that ended by itself at now, having been ready since. The first time it is replaced
-// at once.
-func (b *backoff) exited(since, now time.Time) {
-	if now.Sub(since) >= backoffSteady {
-		*b = backoff{}
-		return
-	}
-	b.failures++
-	b.delay(now, backoffDelay(b.failures-1))
-}
-
-func (b *backoff) delay(now time.Time, by time.Duration) {
-	b.until = now.Add(by)
-	b.lost += by
-}
-
-func backoffDelay(failures int) time.Duration {
-	if failures <= 0 {
-		return 0
-	}
-	return min(backoffFirst<<min(failures-1, 10), backoffMost)
 }

@@ -16,7 +16,7 @@ import (
 const ReasonCrashed = "Crashed"
 
 // begin brings one more instance of a fleet up: the prepared one, the one being prepared, or a new one.
-func (a *Autoscaler) begin(ctx context.Context, f *fleet) {
+func (a *Autoscaler) begin(ctx context.Context, f *fleet, retry bool) {
 	now := time.Now()
 	m := a.spares[f]
 	switch {
@@ -38,7 +38,7 @@ func (a *Autoscaler) begin(ctx context.Context, f *fleet) {
 		a.join(f, m)
 	}
 	m.cold = f.count(engine.Ready)+f.count(engine.Starting) == 0
-	m.claimed, m.claimedAt = true, now
+	m.claimed, m.claimedAt, m.retry = true, now, retry
 	a.takeSlot(m)
 	a.change(f)
 	switch {
@@ -197,11 +197,9 @@ func (a *Autoscaler) startFailed(ctx context.Context, f *fleet, m *member, err e
 		failure = &engine.StartError{Reason: engine.ReasonEngine, Err: err}
 	}
 	now := time.Now()
-	if f.steady(now) {
-		f.backoff = backoff{}
-	}
+	a.settle(f, now)
 	f.backoff.startFailed(m.claimedAt, now)
-	f.failure = failure
+	f.failure, f.lastFailure = failure, failure
 	f.failures++
 	f.wokenAt = time.Time{}
 	a.measures.failed.WithLabelValues(failure.Reason).Inc()
@@ -282,15 +280,11 @@ func (a *Autoscaler) exited(ctx context.Context, f *fleet, m *member) {
 	close(m.leave)
 	f.revision.Pool.Remove(m.instance) // its requests have lost their connections: nothing to wait for
 	f.backoff.exited(m.since, now)
+	if f.backoff.failures > 0 {
+		f.lastFailure = f.crashed(exit, now.Sub(m.since))
+	}
 	if f.backoff.active() {
-		f.failure = &engine.StartError{
-			Reason:    ReasonCrashed,
-			Exit:      &exit,
-			Port:      f.revision.Spec.Container.Port,
-			LastLines: exit.LastLines,
-			Err: fmt.Errorf("the container %s %s after it was ready, and did so %d times in a row", exit,
-				now.Sub(m.since).Round(time.Millisecond), f.backoff.failures),
-		}
+		f.failure = f.lastFailure
 		f.failures++
 	}
 	a.log(f, m).Warn("instance exited", "exit", exit.String(), "after", now.Sub(m.since))
@@ -299,11 +293,27 @@ func (a *Autoscaler) exited(ctx context.Context, f *fleet, m *member) {
 	a.look(ctx, f)
 }
 
+// crashed says that an instance ended by itself after it had been ready for so long.
+func (f *fleet) crashed(exit engine.Exit, after time.Duration) error {
+	row, remedy := "", ""
+	if f.backoff.loops() {
+		row = fmt.Sprintf(", and did so %d times in a row", f.backoff.failures)
+	}
+	if exit.OOM {
+		remedy = "; raise the memory limit"
+	}
+	return &engine.StartError{
+		Reason:    ReasonCrashed,
+		Exit:      &exit,
+		Port:      f.revision.Spec.Container.Port,
+		LastLines: exit.LastLines,
+		Err:       fmt.Errorf("the container %s %s after it was ready%s%s", exit, after.Round(time.Millisecond), row, remedy),
+	}
+}
+
 // drain takes a ready instance from its pool, and stops it when its requests have ended.
 func (a *Autoscaler) drain(f *fleet, m *member, reason string) {
-	if time.Since(m.since) >= backoffSteady {
-		f.backoff = backoff{}
-	}
+	a.settle(f, time.Now())
 	close(m.leave)
 	a.enter(f, m, engine.Draining)
 	if probed, ok := m.instance.(interface{ Drain() }); ok {

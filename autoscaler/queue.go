@@ -13,6 +13,7 @@ const (
 	forRequests         // requests wait
 	forLoad             // averages, or the least number
 	forProof            // a deploy
+	forRetry            // any of these, for a revision whose last starts have come to nothing
 	urgencies
 )
 
@@ -30,9 +31,9 @@ func (q *startQueue) push(f *fleet, why urgency) {
 	q.lanes[why] = append(q.lanes[why], f)
 }
 
-// pop takes the fleet whose turn it is, or nil.
-func (q *startQueue) pop() (*fleet, urgency) {
-	for why := range q.lanes {
+// pop takes the fleet whose turn it is, of those at least as urgent as the last that may be, or nil.
+func (q *startQueue) pop(last urgency) (*fleet, urgency) {
+	for why := range q.lanes[:last+1] {
 		lane := &q.lanes[why]
 		for len(*lane) > 0 {
 			f := (*lane)[0]
@@ -48,10 +49,15 @@ func (q *startQueue) pop() (*fleet, urgency) {
 	return nil, notQueued
 }
 
-// startQueued begins starts while there are slots.
+// startQueued begins starts while there are slots. Tries of what has failed before take half of them at most: what
+// starts well does not wait for what does not.
 func (a *Autoscaler) startQueued(ctx context.Context) {
 	for a.slots > 0 && !a.closing {
-		f, why := a.queue.pop()
+		last := forRetry
+		if a.retrying >= max(1, a.settings.StartsAtOnce/2) {
+			last = forProof
+		}
+		f, why := a.queue.pop(last)
 		if f == nil {
 			return
 		}
@@ -59,7 +65,7 @@ func (a *Autoscaler) startQueued(ctx context.Context) {
 		if f.removed || missing <= 0 || f.backoff.active() {
 			continue
 		}
-		a.begin(ctx, f)
+		a.begin(ctx, f, why == forRetry)
 		if missing > 1 {
 			a.queue.push(f, why)
 		}
@@ -72,6 +78,9 @@ const slotTime = 5 * time.Second
 
 func (a *Autoscaler) takeSlot(m *member) {
 	a.slots--
+	if m.retry {
+		a.retrying++
+	}
 	m.slot = time.AfterFunc(slotTime, func() {
 		a.mail.post(func(context.Context) { a.freeSlot(m) })
 	})
@@ -83,6 +92,9 @@ func (a *Autoscaler) freeSlot(m *member) {
 		m.slot.Stop()
 		m.slot = nil
 		a.slots++
+		if m.retry {
+			a.retrying--
+		}
 	}
 }
 

@@ -85,6 +85,13 @@ type Status struct {
 	Proven bool
 	// Failure is why the newest start failed, nil when the newest start succeeded or none has ended yet.
 	Failure error
+	// Failures is how many starts in a row have come to nothing: they failed, or their instances ended by themselves
+	// within ten seconds of being ready. It is 0 again when one has been ready for so long since.
+	Failures int
+	// Next is before when no start is tried after them; it may be past.
+	Next time.Time
+	// LastFailure is why the newest of Failures came to nothing, also while another one runs; nil when there are none.
+	LastFailure error
 	// Waiting is what a start that takes long waits for, "" when none does.
 	Waiting string
 }

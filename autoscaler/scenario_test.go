@@ -33,7 +33,7 @@ var update = flag.Bool("update", false, "rewrite what the scenarios in testdata 
 //	TIME cpu N           from then on the requests need N thousandths of a CPU in all; an instance has one CPU
 //	TIME memory N        from then on each instance holds N MiB
 //	TIME unmeasured yes|no  from then on instances do not say what they use
-//	TIME crash           the newest instance exits
+//	TIME crash [N]       the newest instance exits, or the Nth
 //	TIME unready N       from then on the Nth instance takes no requests
 //	TIME ready N         from then on the Nth instance takes requests again
 //	TIME end
@@ -182,7 +182,11 @@ func (s *scenario) act(words []string) bool {
 		}
 		s.engine.mu.Unlock()
 	case "crash":
-		s.engine.newest().crash(1)
+		crashing := s.engine.newest()
+		if len(words) > 2 {
+			crashing = s.engine.nth(s.number(words[2]))
+		}
+		crashing.crash(1)
 	case "unready", "ready":
 		s.engine.nth(s.number(words[2])).readiness <- words[1] == "ready"
 	case "end":
@@ -212,6 +216,9 @@ func (s *scenario) line() {
 	var failure *engine.StartError
 	if errors.As(status.Failure, &failure) {
 		notes = append(notes, "failure "+failure.Reason)
+	}
+	if status.Failures > 0 {
+		notes = append(notes, fmt.Sprintf("%d in a row", status.Failures))
 	}
 	unready := 0 // which ones is not told: instances that start at one moment have no order
 	for _, i := range s.autoscaler.Instances() {
