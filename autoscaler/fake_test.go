@@ -105,6 +105,8 @@ type fakeInstance struct {
 	readiness chan bool
 	restarts  atomic.Int64
 	drained   atomic.Bool // Drain was called
+	idleSince time.Time   // see fakePool.Idle
+	frozen    atomic.Bool
 
 	started, stopped bool // guarded by engine.mu
 }
@@ -184,6 +186,7 @@ type fakePool struct {
 	draining    map[engine.Instance]chan struct{} // see hold
 	held        bool
 	failures    []error
+	spread      int
 	at          time.Time
 	busy        time.Duration
 	requests    float64
@@ -323,6 +326,23 @@ func (p *fakePool) Idlest() engine.Instance {
 	return nil
 }
 
+// Idle tells what the instance tells of itself: the tests freeze it.
+func (p *fakePool) Idle(instance engine.Instance) (since time.Time, frozen bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := instance.(*fakeInstance)
+	if !p.instances[instance] || p.suspended[instance] {
+		return time.Time{}, false
+	}
+	return i.idleSince, i.Frozen()
+}
+
+func (p *fakePool) Spread(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.spread = n
+}
+
 func (p *fakePool) Fail(err error) {
 	if err == nil {
 		panic("requests failed without a reason")
@@ -428,11 +448,11 @@ func (i *fakeInstance) Containers() []engine.ContainerStatus {
 // restart is a container that is started again in place.
 func (i *fakeInstance) restart() { i.restarts.Add(1) }
 
-func (*fakeInstance) Freeze() error { return nil }
+func (i *fakeInstance) Freeze() error { i.frozen.Store(true); return nil }
 
-func (*fakeInstance) Thaw() error { return nil }
+func (i *fakeInstance) Thaw() error { i.frozen.Store(false); return nil }
 
-func (*fakeInstance) Frozen() bool { return false }
+func (i *fakeInstance) Frozen() bool { return i.frozen.Load() }
 
 func (*fakeInstance) Reclaim() (int64, error) { return 0, errors.ErrUnsupported }
 

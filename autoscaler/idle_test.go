@@ -24,10 +24,12 @@ func (p *quietPool) Remove(engine.Instance) <-chan struct{} {
 	close(c)
 	return c
 }
-func (p *quietPool) Idlest() engine.Instance { return nil }
-func (p *quietPool) Suspend(engine.Instance) {}
-func (p *quietPool) Resume(engine.Instance)  {}
-func (p *quietPool) Fail(error)              {}
+func (p *quietPool) Idlest() engine.Instance                { return nil }
+func (p *quietPool) Suspend(engine.Instance)                {}
+func (p *quietPool) Resume(engine.Instance)                 {}
+func (p *quietPool) Fail(error)                             {}
+func (p *quietPool) Spread(int)                             {}
+func (p *quietPool) Idle(engine.Instance) (time.Time, bool) { return time.Time{}, false }
 
 func (p *quietPool) Load() Load {
 	p.asked.Add(1)

@@ -25,6 +25,14 @@ type Pool interface {
 	// and among equals the one used longest ago. It is nil when no instance takes requests.
 	Idlest() engine.Instance
 
+	// Idle tells since when an instance has had no request, and whether its CPU is withheld meanwhile. The time is zero
+	// while it has one, and for an instance that takes none.
+	Idle(instance engine.Instance) (since time.Time, frozen bool)
+
+	// Spread tells over how many instances requests are to be spread. Instances beyond these whose CPU is withheld get
+	// requests only when the others have no room.
+	Spread(n int)
+
 	// Fail answers every request that waits now with err: the revision has no instance and cannot start one.
 	Fail(err error)
 

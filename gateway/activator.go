@@ -33,6 +33,15 @@ type Revision struct {
 	// HTTP2 says that the instances speak HTTP/2 without TLS (contract C13).
 	HTTP2 bool
 
+	// Throttled withholds the CPU from instances that have had no request for IdleDelay, until the next one (contract C66).
+	Throttled bool
+	IdleDelay time.Duration
+	// Room is how many requests an instance has that is not frozen before another one is thawed for more, beyond those
+	// that requests are spread over (Activator.Spread). 0 thaws one for each request that finds no idle instance.
+	Room int
+	// FreezeFailed, when set, is called once for each instance whose CPU cannot be withheld. It keeps it, then.
+	FreezeFailed func(instance string, err error)
+
 	// MaxQueue is the most requests that wait at the same time; 0 is unlimited. One more is answered with 429.
 	MaxQueue int
 	// QueueWait tells how long a request that begins to wait now waits at most, when that is less than Timeout allows.
@@ -69,6 +78,9 @@ type Activator struct {
 	// busy makes the integral of the requests over time without adding at each change: every arrival takes its
 	// time off, every end adds its time. The integral at a time t is busy + t·(requests that have not ended).
 	busy time.Duration
+
+	cooler  *time.Timer // freezes instances that have been idle for long enough; nil before the first
+	cooling bool        // cooler is set, or at work
 }
 
 var _ autoscaler.Pool = (*Activator)(nil)
@@ -101,7 +113,7 @@ func NewActivator(revision Revision) *Activator {
 	a := &Activator{
 		revision: revision,
 		epoch:    time.Now(),
-		balancer: balancer{concurrency: revision.Concurrency},
+		balancer: newBalancer(revision),
 	}
 	if revision.Affinity {
 		a.mark = markOf(revision.Namespace, revision.Name)
@@ -119,12 +131,12 @@ func (a *Activator) claim(ctx context.Context, arrived time.Time) (*member, erro
 	a.mu.Lock()
 	a.requests++
 	a.busy -= arrived.Sub(a.epoch)
-	return a.place(ctx, arrived)
+	return a.woken(a.place(ctx, arrived))
 }
 
 // tryClaim is claim for a caller that must not wait. It is nil when the request would have to, or would be refused;
 // nothing is counted then, and the caller lets it wait with claim. Waiters are not overtaken: while there are any,
-// no slot is free.
+// no slot is free. Where mustWake tells so, the instance is to be woken before the request is sent there.
 func (a *Activator) tryClaim(arrived time.Time) *member {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -147,11 +159,12 @@ func (a *Activator) claimAgain(ctx context.Context, unreachable *member, arrived
 	a.mu.Lock()
 	a.inFlight--
 	a.balancer.put(unreachable)
+	a.rested(unreachable, time.Now())
 	a.grant()
 	if a.endDrain(unreachable) {
 		defer unreachable.conns.closeIdle()
 	}
-	return a.place(ctx, arrived)
+	return a.woken(a.place(ctx, arrived))
 }
 
 // place gives a request that has been counted a slot, or lets it wait. It is called with mu held and gives it back.
@@ -241,6 +254,7 @@ func (a *Activator) release(m *member, now time.Time) {
 	a.busy += now.Sub(a.epoch)
 	a.inFlight--
 	a.balancer.put(m)
+	a.rested(m, now)
 	a.grant()
 	ended := a.endDrain(m)
 	a.mu.Unlock()
@@ -292,6 +306,7 @@ func (a *Activator) setAside(m *member) {
 		defer a.mu.Unlock()
 		if !m.draining && !m.suspended && !hasExited(m.instance) {
 			a.balancer.add(m)
+			a.rested(m, time.Now())
 			a.grant()
 		}
 	})
@@ -306,6 +321,9 @@ func (a *Activator) Suspend(instance engine.Instance) {
 	if m := a.members[instance.ID()]; m != nil && !m.draining {
 		m.suspended = true
 		a.balancer.remove(m)
+		if a.mustWake(m) { // it needs the CPU to become what it was
+			go a.wakeSuspended(m)
+		}
 	}
 }
 
@@ -321,6 +339,7 @@ func (a *Activator) Resume(instance engine.Instance) {
 	m.suspended = false
 	if !hasExited(instance) {
 		a.balancer.add(m)
+		a.rested(m, time.Now())
 		a.grant()
 	}
 }
@@ -341,6 +360,7 @@ func (a *Activator) Add(instance engine.Instance) {
 	a.members[id] = m
 	a.addMark(m)
 	a.balancer.add(m)
+	a.rested(m, time.Now())
 	a.grant()
 }
 

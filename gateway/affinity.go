@@ -137,7 +137,14 @@ func (x *exchange) stick(r *route) *member {
 		return nil
 	}
 	x.activator = activator
-	return activator.claimMarked(x.affinity.instance, x.arrived)
+	m := activator.claimMarked(x.affinity.instance, x.arrived)
+	if m == nil {
+		return nil
+	}
+	if m, err := activator.woken(m, nil); err == nil {
+		return m
+	}
+	return nil
 }
 
 // setAffinity lets the client come back to the instance that serves it, unless it does already.

@@ -1,6 +1,10 @@
 package gateway
 
 import (
+	"sync"
+	"sync/atomic"
+	"time"
+
 	"github.com/berth-run/berth/engine"
 )
 
@@ -13,16 +17,24 @@ type member struct {
 	drained  chan struct{} // closed when it is draining and its last request has ended
 
 	inFlight   int
-	mark       mark // for session affinity; 0 when the revision has none
-	draining   bool // taken back: no new request, ever
-	suspended  bool // no new request until it is resumed
-	linked     bool // in a list of the balancer: may be given requests
+	idleSince  time.Time // when its last request ended, or it began to take requests; meaningful while it has none
+	mark       mark      // for session affinity; 0 when the revision has none
+	draining   bool      // taken back: no new request, ever
+	suspended  bool      // no new request until it is resumed
+	linked     bool      // in a list of the balancer: may be given requests
 	prev, next *member
+
+	// asleep says that its CPU is withheld, or about to be. It is set under the activator's mutex while it has no request,
+	// and cleared under power: idle.go has the rules.
+	asleep      atomic.Bool
+	unfreezable bool       // freezing it has failed
+	power       sync.Mutex // held while it is frozen or thawed; before the activator's
 }
 
 // balancer chooses the instance for a request: the one with the fewest requests in flight, and among equals the
 // one that was used last. The first rule gives the shortest wait. The second sends light load to the same few
-// instances: their caches stay warm and the others become idle, which is what scaling in looks for.
+// instances: their caches stay warm and the others become idle, which is what scaling in looks for. Frozen instances are
+// the last among those without a request, and beyond spread they are taken only when those that run have no room.
 //
 // Choosing and returning take constant time, however many instances there are: levels[n] lists the instances
 // that have n requests in flight, last used first, and a request moves its instance one level up or down.
@@ -33,6 +45,20 @@ type balancer struct {
 	levels      []level
 	least       int
 	size        int // instances in the lists
+	working     int // of these, those that have requests
+	spread      int // over how many instances requests are spread before frozen ones are left alone
+	room        int // how many requests each of them takes then
+}
+
+func newBalancer(revision Revision) balancer {
+	b := balancer{concurrency: revision.Concurrency}
+	if revision.Throttled {
+		b.room = revision.Room
+	}
+	if b.concurrency > 0 {
+		b.room = min(b.room, b.concurrency)
+	}
+	return b
 }
 
 // level is a list of instances with equally many requests.
@@ -44,8 +70,23 @@ func (b *balancer) take() *member {
 		return nil
 	}
 	m := b.levels[b.least].first
+	if m.asleep.Load() && b.working >= b.spread {
+		if awake := b.roomy(); awake != nil {
+			m = awake
+		}
+	}
 	b.raise(m)
 	return m
+}
+
+// roomy is the instance with the fewest requests, but at least one, that has room for more; nil when there is none.
+func (b *balancer) roomy() *member {
+	for n := 1; n < min(b.room, len(b.levels)); n++ {
+		if m := b.levels[n].first; m != nil {
+			return m
+		}
+	}
+	return nil
 }
 
 // takeOn adds a request to an instance; false when it has no free slot.
@@ -124,6 +165,9 @@ func (b *balancer) link(m *member) {
 	for len(b.levels) <= m.inFlight {
 		b.levels = append(b.levels, level{})
 	}
+	if m.inFlight > 0 {
+		b.working++
+	}
 	l := &b.levels[m.inFlight]
 	m.prev, m.next = nil, l.first
 	if l.first != nil {
@@ -135,6 +179,9 @@ func (b *balancer) link(m *member) {
 }
 
 func (b *balancer) unlink(m *member) {
+	if m.inFlight > 0 {
+		b.working--
+	}
 	l := &b.levels[m.inFlight]
 	if m.prev != nil {
 		m.prev.next = m.next

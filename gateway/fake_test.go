@@ -27,6 +27,11 @@ type fakeInstance struct {
 	conns  []net.Conn
 	exited chan struct{}
 	exit   engine.Exit
+
+	frozen         atomic.Bool
+	freezes, thaws atomic.Int64
+	onFreeze       func() error // nil, or what Freeze does before it takes effect
+	onThaw         func() error // the same for Thaw
 }
 
 func newFakeInstance(id, address string) *fakeInstance {
@@ -214,11 +219,29 @@ func (*fakeInstance) Exec(context.Context, engine.Command) (int, error) {
 
 func (*fakeInstance) Containers() []engine.ContainerStatus { return nil }
 
-func (*fakeInstance) Freeze() error { return nil }
+func (f *fakeInstance) Freeze() error {
+	f.freezes.Add(1)
+	if f.onFreeze != nil {
+		if err := f.onFreeze(); err != nil {
+			return err
+		}
+	}
+	f.frozen.Store(true)
+	return nil
+}
 
-func (*fakeInstance) Thaw() error { return nil }
+func (f *fakeInstance) Thaw() error {
+	f.thaws.Add(1)
+	if f.onThaw != nil {
+		if err := f.onThaw(); err != nil {
+			return err
+		}
+	}
+	f.frozen.Store(false)
+	return nil
+}
 
-func (*fakeInstance) Frozen() bool { return false }
+func (f *fakeInstance) Frozen() bool { return f.frozen.Load() }
 
 func (*fakeInstance) Reclaim() (int64, error) { return 0, errors.ErrUnsupported }
 

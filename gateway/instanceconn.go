@@ -18,6 +18,7 @@ type instanceConn struct {
 	used      bool // a request before this one ended well on it
 	idleSince time.Duration
 	idle      time.Duration // how long it was idle before it was taken last
+	era       uint32        // connections.era when it became idle
 }
 
 // instanceConns are a loop's connections to one instance. Each loop has its own, so that taking one needs no lock.
@@ -50,7 +51,7 @@ func (p *instanceConns) take() *instanceConn {
 		return nil
 	}
 	c := p.idle[n-1]
-	if c.idle = p.loop.tick - c.idleSince; !p.conns.habit.usable(c.idle) {
+	if c.idle = p.loop.tick - c.idleSince; !p.conns.habit.usable(c.idle) || c.era != p.conns.era.Load() {
 		return nil // nor are those that were used before it
 	}
 	p.idle[n-1] = nil
@@ -76,7 +77,7 @@ func (p *instanceConns) put(c *instanceConn) {
 		p.close(c)
 		return
 	}
-	c.used, c.idleSince = true, p.loop.tick
+	c.used, c.idleSince, c.era = true, p.loop.tick, p.conns.era.Load()
 	p.idle = append(p.idle, c)
 	if p.timer.at == 0 {
 		p.loop.timers.set(&p.timer, p.loop.tick+idleConnAge)

@@ -14,7 +14,7 @@ const readAheadSize = 4 << 10
 // when an instance has the request.
 func (x *exchange) hold() (*member, error) {
 	if member := x.activator.tryClaim(x.arrived); member != nil {
-		return member, nil
+		return x.activator.woken(member, nil)
 	}
 	r := x.request
 	if r.ProtoMajor != 1 || !hasBody(r) || expectsContinue(r) {

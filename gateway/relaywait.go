@@ -25,6 +25,17 @@ func (c *client) claim() {
 	}()
 }
 
+// wake waits until an instance that was claimed has the CPU again.
+func (c *client) wake(m *member) {
+	x := &c.relay
+	c.wait()
+	l, id, activator := c.loop, x.id, x.activator
+	go func() {
+		m, err := activator.woken(m, nil)
+		c.claimPosted(l, id, activator, m, err)
+	}()
+}
+
 // claimAgain waits for another slot, for a request of which nothing has reached its instance.
 func (c *client) claimAgain() {
 	x := &c.relay

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,6 +31,7 @@ const (
 type connections struct {
 	instance engine.Instance
 	habit    habit
+	era      atomic.Uint32 // connections that became idle in another one are not used again
 
 	mu      sync.Mutex
 	idle    []*conn // oldest first
@@ -58,7 +60,7 @@ func (p *connections) get(ctx context.Context, deadline time.Time) (*conn, error
 			break
 		}
 		c := p.idle[n-1]
-		if c.idle = time.Since(c.idleSince); !p.habit.usable(c.idle) {
+		if c.idle = time.Since(c.idleSince); !p.habit.usable(c.idle) || c.era != p.era.Load() {
 			p.mu.Unlock() // nor are those that were used before it
 			break
 		}
@@ -102,7 +104,7 @@ func (p *connections) put(c *conn) {
 		c.abort()
 		return
 	}
-	c.used, c.idleSince = true, time.Now()
+	c.used, c.idleSince, c.era = true, time.Now(), p.era.Load()
 	p.idle = append(p.idle, c)
 	if p.reaper == nil {
 		p.reaper = time.AfterFunc(idleConnAge, p.reap)
@@ -148,6 +150,17 @@ func (p *connections) closeIdle() {
 	}
 }
 
+// renew lets requests from now on have new connections. It is called while no request uses any.
+func (p *connections) renew() {
+	p.era.Add(1)
+	p.mu.Lock()
+	http2 := p.http2
+	p.mu.Unlock()
+	if http2 != nil {
+		http2.CloseIdleConnections()
+	}
+}
+
 // transport returns the HTTP/2 transport to the instance. One connection carries all requests, up to the number
 // of streams that the instance allows.
 func (p *connections) transport() *http.Transport {
@@ -187,6 +200,7 @@ type conn struct {
 	used      bool   // an exchange before this one ended well on it
 	idleSince time.Time
 	idle      time.Duration // how long it was idle before it was taken last
+	era       uint32        // connections.era when it became idle
 	sent      int           // bytes written of the request that it is used for
 	sendErr   error         // what the first write that failed ended with
 	abort     func()        // closes it; safe to call from anywhere, kept here so that handing it on allocates nothing
