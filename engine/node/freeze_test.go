@@ -1,14 +1,12 @@
 package node
 
 import (
-	"bufio"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -357,84 +355,5 @@ func TestReclaim_MovesMemoryOfFrozenInstancesToSwap(t *testing.T) {
 	enginetest.Get(t, i, "/")
 	if err := <-reclaimed; err != nil {
 		t.Error(err)
-	}
-}
-
-// BenchmarkThaw is the time from the decision to thaw an instance to the answer over a connection that is kept, beside
-// that of an instance that was never frozen. Both have rested as long.
-func BenchmarkThaw(b *testing.B) {
-	s := enginetest.New(b, openEngine(b, b.TempDir()))
-	spec := s.Spec(b, nil, "serve")
-	var instances [2]engine.Instance // the first is frozen between requests
-	var requests [2]func()
-	for n := range instances {
-		i, err := s.Engine.Prepare(b.Context(), spec)
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer i.Stop(0)
-		if err := i.Start(b.Context()); err != nil {
-			b.Fatal(err)
-		}
-		conn, err := i.Dial(b.Context())
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer conn.Close()
-		answers := bufio.NewReader(conn)
-		instances[n] = i
-		requests[n] = func() {
-			if _, err := fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: instance\r\n\r\n"); err != nil {
-				b.Fatal(err)
-			}
-			response, err := http.ReadResponse(answers, nil)
-			if err != nil {
-				b.Fatal(err)
-			}
-			if _, err := answers.Discard(int(response.ContentLength)); err != nil {
-				b.Fatal(err)
-			}
-		}
-		requests[n]()
-	}
-	var froze, thaw, frozen, running []time.Duration
-	for b.Loop() {
-		begun := time.Now()
-		if err := instances[0].Freeze(); err != nil {
-			b.Fatal(err)
-		}
-		froze = append(froze, time.Since(begun))
-		time.Sleep(5 * time.Millisecond)
-		begun = time.Now()
-		if err := instances[0].Thaw(); err != nil {
-			b.Fatal(err)
-		}
-		thaw = append(thaw, time.Since(begun))
-		requests[0]()
-		frozen = append(frozen, time.Since(begun))
-		time.Sleep(5 * time.Millisecond)
-		begun = time.Now()
-		requests[1]()
-		running = append(running, time.Since(begun))
-	}
-	report := func(name string, took []time.Duration) {
-		slices.Sort(took)
-		b.ReportMetric(float64(took[len(took)/2].Nanoseconds())/1000, name+"-p50-µs")
-		b.ReportMetric(float64(took[len(took)*99/100].Nanoseconds())/1000, name+"-p99-µs")
-	}
-	report("freeze", froze)
-	report("thaw", thaw)
-	report("frozen", frozen)
-	report("running", running)
-}
-
-func BenchmarkUsage(b *testing.B) {
-	s := enginetest.New(b, openEngine(b, b.TempDir()))
-	i := s.Start(b, nil, "serve")
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := i.Usage(); err != nil {
-			b.Fatal(err)
-		}
 	}
 }
