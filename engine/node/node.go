@@ -217,7 +217,7 @@ func (e *Engine) openNamespace(dir, layer string) error {
 				return fmt.Errorf("hiding the second cgroup hierarchy from the runtime: %w", err)
 			}
 		}
-		return nil
+		return e.runtime.protect(filepath.Join(dir, "bin"))
 	})
 	if err != nil {
 		return err

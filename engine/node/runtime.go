@@ -23,6 +23,7 @@ import (
 // ociRuntime is an OCI runtime program: crun, or runc.
 type ociRuntime struct {
 	path      string
+	program   string // what is run in the engine's mount namespace, see protect
 	version   string // "crun 1.8.1"
 	root      string // where it keeps its state, in the engine's mount namespace
 	namespace *mountNamespace
@@ -65,6 +66,28 @@ func findRuntime(wanted string) (*ociRuntime, error) {
 	return &ociRuntime{path: path, version: strings.Replace(first, " version", "", 1)}, nil
 }
 
+// protect has the runtime run from a mount of its program, in a directory that it makes, which nobody can write to. A
+// container can reach the program of the runtime that makes it, and must not be able to change it: a runtime that finds
+// itself in no such place makes one and starts itself again there, for each container. It runs in the mount namespace.
+func (r *ociRuntime) protect(dir string) error {
+	path := filepath.Join(dir, filepath.Base(r.path))
+	err := os.Mkdir(dir, 0o711)
+	if err == nil {
+		err = os.WriteFile(path, nil, 0o600) // for the mount to lie on
+	}
+	if err == nil {
+		err = unix.Mount(r.path, path, "", unix.MS_BIND, "")
+	}
+	if err == nil {
+		err = unix.Mount("", path, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	}
+	if err != nil {
+		return fmt.Errorf("mounting the OCI runtime %q where it cannot be changed: %w", r.path, err)
+	}
+	r.program = path
+	return nil
+}
+
 // create makes a container that waits for release, and returns its first process. It fails with what the
 // runtime said. stdin, stdout and stderr become the container's: crun gives them to its user.
 func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdin, stdout, stderr *os.File) (int, error) {
@@ -87,7 +110,7 @@ func (r *ociRuntime) exec(ctx context.Context, id, dir string, s *streams) (int,
 func (r *ociRuntime) run(ctx context.Context, dir string, files []*os.File, args ...string) (int, error) {
 	pidFile, logFile := filepath.Join(dir, "pid"), filepath.Join(dir, "runtime.log")
 	args = slices.Concat([]string{"--root", r.root, "--log", logFile, "--log-format", "json", args[0], "--pid-file", pidFile}, args[1:])
-	cmd := exec.CommandContext(ctx, r.path, args...)
+	cmd := exec.CommandContext(ctx, r.program, args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + defaultPath}
 	if files[0] != nil {
