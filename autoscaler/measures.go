@@ -37,7 +37,7 @@ func newMeasures(a *Autoscaler, registerer prometheus.Registerer) *measures {
 		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "berth_instance_start_seconds",
 			Help:    "Time that the stages of instance starts took; stage wait is from the first waiting request to ready.",
-			Buckets: prometheus.ExponentialBuckets(0.001, 2, 18),
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 22),
 		}, []string{"stage"}),
 		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "berth_instance_starts_failed_total",

@@ -286,8 +286,9 @@ type Usage struct {
 
 // Stage is one timed step of an instance's start.
 type Stage struct {
-	Name string        `json:"name"` // "network", "volumes", "rootfs", "create" while preparing; "release", "listen" while starting
-	Took time.Duration `json:"took"` // in JSON, nanoseconds
+	Name  string        `json:"name"`           // a token: "network", "volumes", "rootfs", "create" while preparing; "release", "listen" while starting
+	Begun time.Time     `json:"begun,omitzero"` // when it began; of a step that each container takes, when the first one did
+	Took  time.Duration `json:"took"`           // in JSON, nanoseconds
 }
 
 // LogQuery selects log lines. Zero fields select everything.

@@ -88,6 +88,7 @@ type logLine struct {
 	revision           *Revision
 	instance, tag      string // empty where there is none
 	trace              *traceContext
+	timing             *timing // nil for a request that has not waited
 }
 
 // write adds a line. The query is not in it: it may hold secrets.
@@ -113,6 +114,10 @@ func (l *accessLog) write(x *logLine) {
 	b = appendMilliseconds(b, x.ended.Sub(x.arrived))
 	b = append(b, `,"wait_ms":`...)
 	b = appendMilliseconds(b, given.Sub(x.arrived))
+	if x.timing != nil {
+		b = append(b, `,"stages_ms":`...)
+		b = x.timing.appendJSON(b)
+	}
 	if x.cut {
 		b = append(b, `,"cut":true`...)
 	}

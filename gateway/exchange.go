@@ -31,6 +31,7 @@ type exchange struct {
 	arrived  time.Time
 	claimed  time.Time // zero while it has no instance
 	instance string
+	timing   *timing // nil for a request that has not waited
 
 	began  bool  // the response's head has been given to the client: status is final
 	cut    bool  // the response ended early, and the client must see that
@@ -275,12 +276,13 @@ func (x *exchange) record(tag string) {
 	if metrics := x.activator.metrics.Load(); metrics != nil {
 		metrics.observe(x.status, time.Since(x.arrived))
 	}
+	x.gateway.metrics.waited(x.timing)
 	if x.gateway.log != nil {
 		x.gateway.log.write(&logLine{
 			arrived: x.arrived, claimed: x.claimed, ended: time.Now(),
 			method: x.request.Method, host: x.request.Host, path: x.request.URL.Path,
 			status: x.status, sent: x.sent, cut: x.cut && x.began,
-			revision: &x.activator.revision, instance: x.instance, tag: tag, trace: &x.origin.trace,
+			revision: &x.activator.revision, instance: x.instance, tag: tag, trace: &x.origin.trace, timing: x.timing,
 		})
 	}
 }

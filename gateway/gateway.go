@@ -35,6 +35,9 @@ type Config struct {
 	TrustForwarded []netip.Prefix
 	// PrivateCookies adds "Cache-Control: private" to responses that set a cookie (contract C17).
 	PrivateCookies bool
+	// ServerTiming adds a Server-Timing field to the responses of requests that waited for an instance, which tells how
+	// long each stage of its start took.
+	ServerTiming bool
 
 	// Challenge, when not nil, is asked what a certificate authority is to find at a host below
 	// /.well-known/acme-challenge/ (RFC 8555, 8.3). False leaves the request to the host's service.
@@ -204,7 +207,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			break
 		}
 		// No byte has been sent: another instance, or this one a little later.
-		member, err = x.activator.claimAgain(r.Context(), member, x.arrived)
+		if member, err = x.activator.claimAgain(r.Context(), member, x.arrived); err == nil {
+			x.timing = x.timing.given(member, x.arrived)
+		}
 	}
 	if err != nil {
 		x.fail(err, member)

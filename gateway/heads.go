@@ -241,6 +241,7 @@ func (c *client) appendHead(b []byte, r *http1.Response, none bool) []byte {
 	if served, ok := c.newAffinity(); ok {
 		b = appendLine(b, "Set-Cookie", served.setCookie(c.relay.proto))
 	}
+	b = c.appendTiming(b)
 	if private {
 		b = append(b, "Cache-Control: private\r\n"...)
 	}
@@ -300,7 +301,16 @@ func (c *client) appendSwitch(b []byte, r *http1.Response) []byte {
 	if served, ok := c.newAffinity(); ok {
 		b = appendLine(b, "Set-Cookie", served.setCookie(c.relay.proto))
 	}
-	return append(b, "\r\n"...)
+	return append(c.appendTiming(b), "\r\n"...)
+}
+
+// appendTiming appends where the time of a request that waited went, when that is asked for.
+func (c *client) appendTiming(b []byte) []byte {
+	if c.relay.timing == nil || !c.loop.gateway.config.ServerTiming {
+		return b
+	}
+	b = append(b, "Server-Timing: "...)
+	return append(c.relay.timing.appendServerTiming(b), "\r\n"...)
 }
 
 // appendRefusal appends a response that the gateway gives itself.
@@ -333,6 +343,7 @@ func (c *client) record(activator *Activator) {
 	if metrics := activator.metrics.Load(); metrics != nil {
 		metrics.observe(x.status, l.now.Sub(x.arrived))
 	}
+	l.gateway.metrics.waited(x.timing)
 	if l.gateway.log == nil {
 		return
 	}
@@ -348,7 +359,7 @@ func (c *client) record(activator *Activator) {
 	}
 	line := logLine{
 		arrived: x.arrived, claimed: x.claimed, ended: l.now, method: method, host: host, path: path, status: x.status, sent: x.sent,
-		cut: x.cut && x.begun, revision: &activator.revision, tag: x.tag, trace: &x.trace,
+		cut: x.cut && x.begun, revision: &activator.revision, tag: x.tag, trace: &x.trace, timing: x.timing,
 	}
 	line.instance = x.instance
 	l.gateway.log.write(&line)

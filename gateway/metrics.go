@@ -15,6 +15,7 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 	own      *prometheus.CounterVec
+	stages   *prometheus.HistogramVec
 	inFlight *prometheus.Desc
 	queue    *prometheus.Desc
 	dropped  *prometheus.Desc
@@ -69,6 +70,12 @@ func newMetrics(registerer prometheus.Registerer, log *accessLog, clients *admis
 			Help: "Requests that the gateway answered itself, without a service, by HTTP status: hosts that no service has, " +
 				"malformed and too large requests, redirects to https.",
 		}, []string{"code"}),
+		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "berth_request_wait_seconds",
+			Help: "Where the time of requests that waited for an instance went, from arrival to the response's first byte: " +
+				"queue for a free slot, or wake, the steps of the instance's start, claim; then connect and answer.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 22),
+		}, []string{"stage"}),
 		inFlight: prometheus.NewDesc("berth_requests_in_flight", "Requests on instances now.", labels, nil),
 		queue:    prometheus.NewDesc("berth_requests_waiting", "Requests that wait for an instance now.", labels, nil),
 		dropped: prometheus.NewDesc("berth_access_log_dropped_total",
@@ -81,7 +88,7 @@ func newMetrics(registerer prometheus.Registerer, log *accessLog, clients *admis
 		activators: make(map[*Activator]struct{}),
 		series:     make(map[series]int),
 	}
-	registerer.MustRegister(m.requests, m.duration, m.own, m)
+	registerer.MustRegister(m.requests, m.duration, m.own, m.stages, m)
 	return m
 }
 
@@ -123,6 +130,16 @@ func (m *metrics) detach(a *Activator) {
 func (m *metrics) unrouted(code int) {
 	if m != nil {
 		m.own.WithLabelValues(strconv.Itoa(code)).Inc()
+	}
+}
+
+// waited counts the stages of a request that waited. m and t may be nil: then nothing is counted.
+func (m *metrics) waited(t *timing) {
+	if m == nil || t == nil {
+		return
+	}
+	for _, stage := range t.stages {
+		m.stages.WithLabelValues(stage.Name).Observe(stage.Took.Seconds())
 	}
 }
 

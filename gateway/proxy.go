@@ -53,6 +53,7 @@ func (x *exchange) forwardHTTP1(m *member, upgrade string) error {
 // forwardOn sends the request over a connection and its response to the client, and gives the connection back.
 // When it returns errUnreachable the instance has taken nothing of the request, and all of it can be sent again.
 func (x *exchange) forwardOn(c *conn, m *member, upgrade string) error {
+	x.timing.lapNow(stageConnect)
 	unwatch := context.AfterFunc(x.request.Context(), c.abort) // a client that goes away ends the instance's work
 	c.head = x.appendHead(c.head[:0], upgrade)
 	c.begin()
@@ -233,6 +234,7 @@ func (x *exchange) sendResponse(c *conn, head responseHead) error {
 func (x *exchange) begin(status int) {
 	header := x.writer.Header()
 	x.setAffinity(header)
+	x.setTiming(header)
 	for _, key := range [...]string{"Date", "Content-Type"} { // what the instance did not say is not made up
 		if _, ok := header[key]; !ok {
 			header[key] = nil
@@ -244,6 +246,14 @@ func (x *exchange) begin(status int) {
 	x.endConnection()
 	x.began, x.status = true, status
 	x.writer.WriteHeader(status)
+}
+
+// setTiming tells where the time of a request that waited went, when that is asked for.
+func (x *exchange) setTiming(header http.Header) {
+	x.timing.lapNow(stageAnswer)
+	if x.timing != nil && x.gateway.config.ServerTiming {
+		header.Add("Server-Timing", string(x.timing.appendServerTiming(nil)))
+	}
 }
 
 func (x *exchange) sendBuffered(c *conn, n int) error {

@@ -16,6 +16,15 @@ func (x *exchange) hold() (*member, error) {
 	if member := x.activator.tryClaim(x.arrived); member != nil {
 		return x.activator.woken(member, nil)
 	}
+	member, err := x.wait()
+	if err == nil {
+		x.timing = x.timing.given(member, x.arrived)
+	}
+	return member, err
+}
+
+// wait claims a slot where there is none yet.
+func (x *exchange) wait() (*member, error) {
 	r := x.request
 	if r.ProtoMajor != 1 || !hasBody(r) || expectsContinue(r) {
 		return x.activator.claim(r.Context(), x.arrived)

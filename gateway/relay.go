@@ -24,6 +24,7 @@ type relay struct {
 	affinity  affinity  // what the client's cookie says, where the route has affinity
 	proto     string    // what the client speaks: http, or at a trusted proxy https
 	unreached time.Time // when an instance first took no connection; zero while none has
+	timing    *timing   // nil for a request that has not waited
 
 	head    []byte // the request's head as the instance gets it, and what more may have to be sent again
 	headEnd int    // of the head
@@ -229,6 +230,7 @@ func (x *relay) deadline() time.Time {
 func (c *client) forward(conn *instanceConn, body []byte) {
 	l, x := c.loop, &c.relay
 	c.state = stateRelaying
+	x.timing.lapNow(stageConnect)
 	x.conn, conn.client = conn, c
 	conn.accepted = 0
 	x.heard = l.tick

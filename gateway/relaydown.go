@@ -94,6 +94,7 @@ func (c *client) readHead(p []byte) {
 // beginResponse gives the client the response's head, with what there is of its body.
 func (c *client) beginResponse(r *http1.Response, p []byte) {
 	l, x := c.loop, &c.relay
+	x.timing.lapNow(stageAnswer)
 	x.downLeft = r.Body
 	x.keep = !r.Close && r.Body != http1.UntilClose
 	none := x.isHead || r.Status == http.StatusNoContent || r.Status == http.StatusNotModified

@@ -54,6 +54,7 @@ func (c *client) endRequest() {
 	if activator != nil {
 		x.activator = nil
 		c.record(activator)
+		x.timing = nil
 	}
 	l.release(x.head)
 	x.head = nil

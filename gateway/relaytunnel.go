@@ -13,6 +13,7 @@ func (c *client) tunnel(r *http1.Response, p []byte) {
 	l, x := c.loop, &c.relay
 	c.state = stateTunneling
 	x.begun, x.status, c.last = true, r.Status, true
+	x.timing.lapNow(stageAnswer)
 	l.head = c.appendSwitch(l.head[:0], r)
 	x.conn.held = l.hold(x.conn.held, nil)
 	x.sent += int64(len(p))

@@ -64,6 +64,7 @@ func (c *client) claimPosted(l *loop, id uint64, activator *Activator, m *member
 			c.fail(err)
 		} else {
 			x.give(m, time.Now())
+			x.timing = x.timing.given(m, x.arrived)
 			if conn := l.conns(m).takeFor(x.upDone); conn != nil {
 				x.repeat = true
 				c.forward(conn, nil)

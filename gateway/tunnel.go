@@ -32,6 +32,7 @@ func (x *exchange) tunnel(c *conn, head responseHead) error {
 	b := append(c.head[:0], "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"...)
 	b = appendLine(b, "Upgrade", head.upgrade)
 	x.setAffinity(x.writer.Header())
+	x.setTiming(x.writer.Header())
 	for key, values := range x.writer.Header() {
 		for _, value := range values {
 			b = appendLine(b, key, value)

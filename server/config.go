@@ -53,6 +53,7 @@ type Config struct {
 	QueueWait          QueueWait     `flag:"queue-wait" help:"longest time that a request waits for an instance, then 429 where there are as many as there may be and 500 where they start too slowly; 0 is as long as its timeout, auto is as Cloud Run: 3.5 times the average start, at least 10s"`
 	ShutdownTimeout    time.Duration `flag:"shutdown-timeout" help:"longest time that requests in flight get to finish when the server stops"`
 	PrivateCookies     bool          `flag:"private-cookies" help:"add \"Cache-Control: private\" to responses that set a cookie, as Cloud Run does"`
+	ServerTiming       bool          `flag:"server-timing" help:"add a Server-Timing header to responses of requests that waited for an instance: how long each step of its start took, which anyone can then see"`
 	TrustForwarded     []string      `flag:"trust-forwarded" help:"networks of proxies in front of the gateway, as ADDRESS/BITS: their X-Forwarded-For, X-Forwarded-Proto and Forwarded headers are believed and added to"`
 	AccessLog          bool          `flag:"access-log" help:"write one line for each request to standard output"`
 

@@ -130,7 +130,7 @@ func open(config Config) (_ *server, err error) {
 	}
 	requests := gateway.Config{
 		AccessLog: accessLog(config), Logger: s.logger, Registerer: metrics, ShutdownTimeout: config.ShutdownTimeout,
-		TrustForwarded: trusted, PrivateCookies: config.PrivateCookies, Challenge: s.challenge(),
+		TrustForwarded: trusted, PrivateCookies: config.PrivateCookies, ServerTiming: config.ServerTiming, Challenge: s.challenge(),
 	}
 	if err := config.Limits.boundConnections(s.logger); err != nil {
 		return nil, err

@@ -117,7 +117,7 @@ func (i *instance) stopwatch() func(stage string) {
 		now := time.Now()
 		i.mu.Lock()
 		defer i.mu.Unlock()
-		took := now.Sub(last)
+		begun, took := last, now.Sub(last)
 		last = now
 		for n := range i.stages {
 			if i.stages[n].Name == stage {
@@ -125,7 +125,7 @@ func (i *instance) stopwatch() func(stage string) {
 				return
 			}
 		}
-		i.stages = append(i.stages, engine.Stage{Name: stage, Took: took})
+		i.stages = append(i.stages, engine.Stage{Name: stage, Begun: begun, Took: took})
 	}
 }
 
