@@ -8,14 +8,16 @@ import (
 // Input is what is seen of one revision at one moment.
 type Input struct {
 	Now               time.Time
-	Ready, Starting   int     // instances
-	Unready           int     // of Ready, those that have taken no requests for unreadyPatience
-	InFlight, Waiting int     // requests, see [Load]
-	Stable, Panic     float64 // the metric's averages over the two windows
-	Reachable         bool    // a route leads here
-	Prove             bool    // see [Revision].Prove
-	Failing           bool    // the newest start failed
-	Used              Used    // what instances use, where the revision scales by it
+	Ready, Starting   int           // instances
+	Unready           int           // of Ready, those that have taken no requests for unreadyPatience
+	InFlight, Waiting int           // requests, see [Load]
+	Longest           time.Duration // that one of those that wait has waited
+	Service           time.Duration // that recent requests took on an instance on average; 0 is not known
+	Stable, Panic     float64       // the metric's averages over the two windows
+	Reachable         bool          // a route leads here
+	Prove             bool          // see [Revision].Prove
+	Failing           bool          // the newest start failed
+	Used              Used          // what instances use, where the revision scales by it
 }
 
 // State is what [Decide] remembers of one revision from one decision to the next. The zero value is a revision
@@ -24,19 +26,12 @@ type State struct {
 	panicAt  time.Time // when the load was last over the panic threshold; zero when not panicking
 	panicMax int       // most instances wanted since panic began
 
-	surgeAt time.Time // when surge instances were last asked for at once
-	surge   int
-
-	delayed []delayed // greatest first and oldest first: wanted numbers that the scale-down delay still holds
+	peaks   greatest // instances that the requests of each moment filled, in the last stable window
+	delayed greatest // wanted numbers that the scale-down delay still holds
 
 	activeSince time.Time // when the first instance became ready; zero when there is none
 	idleSince   time.Time // when nothing was wanted any more; zero while something is
 	proven      bool      // the initial scale has been reached
-}
-
-type delayed struct {
-	at time.Time
-	n  int
 }
 
 // unreadyPatience is how long an instance that takes no requests counts for those that wait as one that soon does
@@ -46,11 +41,13 @@ const unreadyPatience = 10 * time.Second
 // Decision is how many instances a revision should have.
 type Decision struct {
 	Desired int
-	Panic   bool // load grew so fast that the short window decides, and no instance is taken away
+	Panic   bool          // load grew so fast that the short window decides, and no instance is taken away
+	Again   time.Duration // when to decide again at the latest, if not 0: requests wait that are about to get a place
 }
 
-// Decide says how many instances a revision should have. It is Knative's algorithm, and one rule of ours in
-// front: requests that wait ask for capacity at once, without an average and without a tick.
+// Decide says how many instances a revision should have. It is Knative's algorithm, and two rules of ours in
+// front: requests that wait ask for capacity at once, without an average and without a tick, and what the busiest
+// moment of a stable window filled is kept.
 //
 //   - The average load over the stable window, divided by the target, is the number wanted. It moves by the
 //     maximal rates at most. What instances use of CPU or memory wants a number too, where the revision scales by it
@@ -72,13 +69,14 @@ func Decide(scale Scale, in Input, state State) (Decision, State) {
 		// The averages still hold requests that have been refused. Nobody waits for another try.
 		wanted = 0
 	}
-	wanted = max(wanted, state.atOnce(scale, in))
+	surge, again := state.atOnce(scale, in)
+	wanted = max(wanted, surge)
 	if in.Reachable && scale.ScaleDownDelay > 0 {
-		wanted = state.delay(scale.ScaleDownDelay, in.Now, wanted)
+		wanted = state.delayed.over(scale.ScaleDownDelay, in.Now, wanted)
 	}
 	wanted = state.bound(scale, in, wanted)
 	wanted = state.lastInstance(scale, in, wanted)
-	return Decision{Desired: wanted, Panic: panicking}, state
+	return Decision{Desired: wanted, Panic: panicking, Again: again}, state
 }
 
 // average is what the averages want: Knative's part.
@@ -112,43 +110,79 @@ func (s *State) average(scale Scale, in Input) (wanted int, panicking bool) {
 }
 
 // atOnce is what requests that wait want now: instances for all that is there, the waiting and the running. Of
-// instances that are starting already it asks no more than that, so a burst is answered once. What was asked
-// for is kept for a stable window: a burst that comes again finds it.
+// instances that are starting already it asks no more than that, so a burst is answered once. Requests that get a place
+// soon from those that run are not worth an instance, and have it looked at again when they should have got it.
+//
+// What the busiest moment filled is kept for a stable window: a burst that comes again finds it. Averages know nothing of
+// moments, and would take away what is started anew a moment later.
 //
 // Instances that have been unready for long are made up for while requests wait, once: never by more than the load
 // asks for, so that a revision whose instances all turn unready does not grow without end.
-func (s *State) atOnce(scale Scale, in Input) int {
+func (s *State) atOnce(scale Scale, in Input) (wanted int, again time.Duration) {
 	requests := in.InFlight + in.Waiting
-	n := int(math.Ceil(float64(requests) / scale.Target))
 	// With a target below 1 there would be more instances than requests, of no use to any.
-	n = min(n, requests)
-	if in.Waiting > 0 {
+	n := min(int(math.Ceil(float64(requests)/scale.room(in.Ready))), requests)
+	asks := in.Waiting > 0
+	if left := scale.Patience - max(in.Longest, in.nextPlace(scale)); asks && left > 0 {
+		asks, again = false, scale.Patience-in.Longest
+	}
+	if asks {
 		n = max(n, scale.Activation)
 		n += min(n, in.Unready)
-		if n >= s.surge {
-			s.surge, s.surgeAt = n, in.Now
-		}
 	}
-	if s.surge > 0 && in.Now.Sub(s.surgeAt) >= scale.StableWindow {
-		s.surge = 0
+	kept := min(s.peaks.over(scale.StableWindow, in.Now, n), in.Ready+in.Starting)
+	if !asks {
+		return kept, again
 	}
-	// Keeping is not asking: what did not start by the time its requests are gone is not started any more.
-	return min(s.surge, max(n, in.Ready+in.Starting))
+	return max(n, kept), 0
 }
 
-// delay returns the greatest number wanted in the time before now that scaling down is delayed for.
-func (s *State) delay(by time.Duration, now time.Time, wanted int) int {
-	// A number that is neither greater nor newer than another can never be the greatest again.
-	for n := len(s.delayed); n > 0 && s.delayed[n-1].n <= wanted; n-- {
-		s.delayed = s.delayed[:n-1]
+// room is how many requests at once an instance is counted for when requests wait. The first instances are meant to
+// run at the target. When there are some the averages see to that, and requests wait only where all places are taken.
+func (s Scale) room(ready int) float64 {
+	switch {
+	case ready == 0:
+		return s.Target
+	case s.Concurrency > 0:
+		return float64(s.Concurrency)
+	case s.Metric == metricRPS:
+		return s.Target
+	default:
+		return s.TotalTarget
 	}
-	s.delayed = append(s.delayed, delayed{now, wanted})
+}
+
+// nextPlace is how long those that wait will have waited, about, when instances that are ready have taken them all.
+func (in Input) nextPlace(scale Scale) time.Duration {
+	places := (in.Ready - in.Unready) * scale.Concurrency
+	if places <= 0 || in.Service <= 0 {
+		return math.MaxInt64
+	}
+	return time.Duration(min(float64(in.Waiting)*float64(in.Service)/float64(places), float64(time.Hour)))
+}
+
+// greatest remembers numbers for a time and knows the greatest: greatest first and oldest first. A number that is
+// neither greater nor newer than another can never be the greatest again, and is not kept.
+type greatest []numberAt
+
+type numberAt struct {
+	at time.Time
+	n  int
+}
+
+// over adds a number and returns the greatest of the time before now.
+func (g *greatest) over(span time.Duration, now time.Time, n int) int {
+	kept := *g
+	for last := len(kept); last > 0 && kept[last-1].n <= n; last-- {
+		kept = kept[:last-1]
+	}
+	kept = append(kept, numberAt{now, n})
 	old := 0
-	for now.Sub(s.delayed[old].at) >= by {
+	for now.Sub(kept[old].at) >= span && old < len(kept)-1 {
 		old++
 	}
-	s.delayed = append(s.delayed[:0], s.delayed[old:]...)
-	return s.delayed[0].n
+	*g = append(kept[:0], kept[old:]...)
+	return (*g)[0].n
 }
 
 // bound keeps wanted between the least and greatest number. The least counts only where a route leads; the

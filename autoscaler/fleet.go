@@ -41,7 +41,8 @@ type fleet struct {
 	restarts    int    // of containers, in instances that are gone
 	turns       uint64 // times that an engine said that an instance's readiness or containers changed
 	retry       *time.Timer
-	wokenAt     time.Time // when the first of the requests came that wait for the first instance; zero when none does
+	again       *time.Timer // looks at requests that should have got a place by then; nil when none is waited for
+	wokenAt     time.Time   // when the first of the requests came that wait for the first instance; zero when none does
 
 	queued   urgency
 	requests uint64        // at the last look
@@ -249,6 +250,7 @@ func (a *Autoscaler) look(ctx context.Context, f *fleet) {
 		Reachable: f.revision.Reachable,
 		Prove:     f.revision.Prove && now.Sub(f.proveSince) < proofLimit,
 		Failing:   f.failure != nil,
+		Longest:   load.Longest,
 	}
 	if in.Waiting == 0 {
 		f.wokenAt = time.Time{}
@@ -276,6 +278,14 @@ func (a *Autoscaler) look(ctx context.Context, f *fleet) {
 		return
 	}
 	a.busy[f] = struct{}{}
+	if decision.Again > 0 && f.again == nil {
+		f.again = time.AfterFunc(decision.Again, func() {
+			a.mail.post(func(ctx context.Context) {
+				f.again = nil
+				a.look(ctx, f)
+			})
+		})
+	}
 	a.follow(f, in)
 }
 
@@ -408,6 +418,10 @@ func (a *Autoscaler) retire(f *fleet, reason string) {
 	if f.retry != nil {
 		f.retry.Stop()
 		f.retry = nil
+	}
+	if f.again != nil {
+		f.again.Stop()
+		f.again = nil
 	}
 	a.rest(f)
 	a.rank(f)

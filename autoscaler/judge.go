@@ -23,6 +23,7 @@ func (j *Judge) Look(scale Scale, tick time.Duration, in Input, load Load) Decis
 	if j.window != nil {
 		in.Stable = j.window.mean(scale.Metric, load, scale.StableWindow, scale.PanicWindow)
 		in.Panic = j.window.mean(scale.Metric, load, scale.PanicWindow, scale.PanicWindow)
+		in.Service = j.window.service(load)
 	}
 	decision, state := Decide(scale, in, j.state)
 	j.state = state

@@ -46,6 +46,8 @@ type Load struct {
 	At       time.Time
 	InFlight int           // requests on instances
 	Waiting  int           // requests that wait for an instance
+	Longest  time.Duration // that one of those that wait has waited
 	Busy     time.Duration // request-seconds so far: the integral of InFlight+Waiting over time
+	Waited   time.Duration // of them, those of waiting: the integral of Waiting
 	Requests uint64        // requests that arrived so far
 }

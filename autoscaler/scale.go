@@ -20,6 +20,7 @@ type Settings struct {
 	Target                float64       `flag:"target" help:"requests in flight that one instance is meant for, where containerConcurrency is 0"`                       // default 100
 	TargetUtilization     float64       `flag:"target-utilization" help:"part of the target that is used before instances are added, 0 to 1"`                           // default 0.7
 	CPUTarget             float64       `flag:"cpu-target" help:"part of its CPU that an instance is to use before others are added; 0 does not scale by CPU"`          // default 0
+	Patience              time.Duration `flag:"patience" help:"requests that get a place from running instances within about this time start no instance"`              // default 10 ms
 	RPSTarget             float64       `flag:"rps-target" help:"requests a second that one instance is meant for, where a service scales by rps"`                      // default 200
 	ScaleToZeroGrace      time.Duration `flag:"scale-to-zero-grace" help:"time that the last instance is kept after the decision to go to zero; 0 does not keep it"`    // default 30 s
 	ScaleToZeroRetention  time.Duration `flag:"scale-to-zero-retention" help:"least time that the last instance is kept after the decision to go to zero; 0 sets none"` // default 0
@@ -37,12 +38,14 @@ type Settings struct {
 
 // Scale is how one revision scales: Settings with the revision's annotations and containerConcurrency applied.
 type Scale struct {
-	Metric               string  // "concurrency", "rps", "cpu" or "memory"
-	Target               float64 // per instance, utilization already applied
-	TotalTarget          float64 // per instance, before utilization
-	CPUTarget            float64 // part of its CPU that an instance is to use; 0 does not scale by CPU
-	CPUOfRequest         bool    // that is a part of the CPU that it requests, not of its limit
-	MemoryTarget         float64 // MiB that an instance is to use, where Metric is "memory"
+	Metric               string        // "concurrency", "rps", "cpu" or "memory"
+	Target               float64       // per instance, utilization already applied
+	TotalTarget          float64       // per instance, before utilization
+	CPUTarget            float64       // part of its CPU that an instance is to use; 0 does not scale by CPU
+	CPUOfRequest         bool          // that is a part of the CPU that it requests, not of its limit
+	MemoryTarget         float64       // MiB that an instance is to use, where Metric is "memory"
+	Concurrency          int           // most requests at once on one instance; 0 is any number
+	Patience             time.Duration // requests that get a place within this time start no instance
 	StableWindow         time.Duration
 	PanicWindow          time.Duration
 	PanicThreshold       float64 // ratio of desired to ready instances that starts panic, e.g. 2.0

@@ -33,6 +33,7 @@ func DefaultSettings() Settings {
 		Target:                100,
 		TargetUtilization:     0.7,
 		RPSTarget:             200,
+		Patience:              10 * time.Millisecond,
 		ScaleToZeroGrace:      30 * time.Second,
 		ScaleToZeroRetention:  0,
 		InitialScale:          1,
@@ -74,6 +75,7 @@ func (s Settings) Validate() error {
 	check("target-utilization", s.TargetUtilization > 0 && s.TargetUtilization <= 1, s.TargetUtilization, "a number above 0, up to 1")
 	check("cpu-target", s.CPUTarget >= 0 && s.CPUTarget <= 1, s.CPUTarget, "a number from 0 (do not scale by CPU) to 1")
 	check("rps-target", s.RPSTarget >= autoscaling.TargetMin, s.RPSTarget, fmt.Sprintf("a number from %g up", autoscaling.TargetMin))
+	check("patience", s.Patience >= 0, s.Patience, "a time from 0 (each request that waits asks for an instance) up")
 	check("scale-to-zero-grace", s.ScaleToZeroGrace >= 0, s.ScaleToZeroGrace, "a time from 0 up")
 	check("scale-to-zero-retention", s.ScaleToZeroRetention >= 0, s.ScaleToZeroRetention, "a time from 0 up")
 	check("initial-scale", s.InitialScale >= 0, s.InitialScale, "a number from 0 up")
@@ -100,6 +102,8 @@ func (s Settings) Scale(annotations map[string]string, containerConcurrency int6
 	r := annotationReader{annotations: annotations}
 	scale := Scale{
 		Metric:               r.metric(),
+		Concurrency:          int(containerConcurrency),
+		Patience:             s.Patience,
 		StableWindow:         r.duration(autoscaling.WindowAnnotation, s.StableWindow, autoscaling.WindowMin, autoscaling.WindowMax, time.Second),
 		PanicThreshold:       r.float(autoscaling.PanicThresholdPercentageAnnotation, s.PanicThresholdPercent, autoscaling.PanicThresholdPercentageMin, autoscaling.PanicThresholdPercentageMax) / 100,
 		MaxScaleUpRate:       s.MaxScaleUpRate,

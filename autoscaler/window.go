@@ -14,8 +14,8 @@ type window struct {
 
 // reading is a [Load] without what means are not made of.
 type reading struct {
-	at, busy time.Duration
-	requests uint64
+	at, busy, waited time.Duration
+	requests, ended  uint64
 }
 
 // windowReadings bounds a window's memory: an hour's window keeps a reading every 12 s.
@@ -32,7 +32,10 @@ func newWindow(span, tick time.Duration, load Load) *window {
 }
 
 func (w *window) reading(load Load) reading {
-	return reading{at: load.At.Sub(w.base), busy: load.Busy, requests: load.Requests}
+	return reading{
+		at: load.At.Sub(w.base), busy: load.Busy, waited: load.Waited,
+		requests: load.Requests, ended: load.Requests - uint64(load.InFlight+load.Waiting),
+	}
 }
 
 // at returns the i-th oldest reading.
@@ -75,4 +78,14 @@ func (w *window) mean(metric string, load Load, span, least time.Duration) float
 		return float64(now.requests-from.requests) / over.Seconds()
 	}
 	return float64(now.busy-from.busy) / float64(over)
+}
+
+// service is how long a request has taken on an instance on average, of those in all of the window until load; 0 when
+// none has ended.
+func (w *window) service(load Load) time.Duration {
+	now, from := w.reading(load), w.at(0)
+	if now.ended <= from.ended {
+		return 0
+	}
+	return (now.busy - from.busy - (now.waited - from.waited)) / time.Duration(now.ended-from.ended)
 }

@@ -78,6 +78,8 @@ type Activator struct {
 	// busy makes the integral of the requests over time without adding at each change: every arrival takes its
 	// time off, every end adds its time. The integral at a time t is busy + t·(requests that have not ended).
 	busy time.Duration
+	// waited is made as busy is, of the requests in the queue.
+	waited time.Duration
 
 	cooler  *time.Timer // freezes instances that have been idle for long enough; nil before the first
 	cooling bool        // cooler is set, or at work
@@ -189,8 +191,9 @@ func (a *Activator) wait(ctx context.Context, arrived time.Time) (*member, error
 		a.mu.Unlock()
 		return nil, errQueueFull
 	}
-	w := &waiter{done: make(chan struct{})}
+	w := &waiter{done: make(chan struct{}), since: time.Since(a.epoch)}
 	a.queue.push(w)
+	a.waited -= w.since
 	a.mu.Unlock()
 	if a.revision.Wake != nil {
 		a.revision.Wake()
@@ -244,7 +247,9 @@ func (a *Activator) leave(w *waiter) bool {
 	if !a.queue.remove(w) {
 		return false
 	}
-	a.busy += time.Since(a.epoch)
+	now := time.Since(a.epoch)
+	a.busy += now
+	a.waited += now
 	return true
 }
 
@@ -272,6 +277,7 @@ func (a *Activator) grant() {
 		}
 		w := a.queue.first
 		a.queue.remove(w)
+		a.waited += time.Since(a.epoch)
 		a.inFlight++
 		w.member = m
 		close(w.done)
@@ -424,6 +430,7 @@ func (a *Activator) fail(err error) {
 		w := a.queue.first
 		a.queue.remove(w)
 		a.busy += now
+		a.waited += now
 		w.err = err
 		close(w.done)
 	}
@@ -435,11 +442,17 @@ func (a *Activator) Load() autoscaler.Load {
 	defer a.mu.Unlock()
 	at := time.Now()
 	present := a.inFlight + a.queue.length
+	var longest time.Duration
+	if w := a.queue.first; w != nil {
+		longest = at.Sub(a.epoch) - w.since
+	}
 	return autoscaler.Load{
 		At:       at,
 		InFlight: a.inFlight,
 		Waiting:  a.queue.length,
 		Busy:     a.busy + time.Duration(present)*at.Sub(a.epoch),
+		Longest:  longest,
+		Waited:   a.waited + time.Duration(a.queue.length)*at.Sub(a.epoch),
 		Requests: a.requests,
 	}
 }
@@ -465,6 +478,7 @@ type waiter struct {
 	member     *member
 	err        error
 	queued     bool
+	since      time.Duration // from the activator's epoch
 	prev, next *waiter
 }
 

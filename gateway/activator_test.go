@@ -59,8 +59,8 @@ func TestActivator_CountsConcurrencyExactly(t *testing.T) {
 		time.Sleep(time.Second)
 		now := a.Load()
 		// first: 2 s waiting and 5 s in flight; second: 5 s so far.
-		if now.Busy-before.Busy != 12*time.Second || now.InFlight != 1 || now.Requests != 2 {
-			t.Errorf("load is %+v, want 12 s busy, 1 in flight, 2 requests", now)
+		if now.Busy-before.Busy != 12*time.Second || now.Waited != 2*time.Second || now.InFlight != 1 || now.Requests != 2 {
+			t.Errorf("load is %+v, want 12 s busy, 2 of them waited, 1 in flight, 2 requests", now)
 		}
 		a.release(second, time.Now())
 		if got := a.Load(); got.Busy != 12*time.Second || got.InFlight != 0 {
