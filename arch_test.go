@@ -29,6 +29,7 @@ var mayImport = map[string][]string{
 	"engine/node":             {"engine", "image", "serving"},
 	"build":                   {"image"},
 	"autoscaler":              {"engine", "serving"},
+	"autoscaler/simulation":   {"autoscaler"},
 	"gateway/http1":           {},
 	"gateway/http1/http1test": {"gateway/http1"},
 	"gateway":                 {"autoscaler", "engine", "gateway/http1", "serving"},

@@ -38,11 +38,80 @@ func TestDecide_RequestsThatWaitAskForAllOfThemAtOnce(t *testing.T) {
 		{"within the greatest number", 0, []string{"max-scale", "1"}, Input{Ready: 1, Unready: 1, Waiting: 5}, 1},
 		{"nobody waits for the unready", 0, nil, Input{Ready: 1, Unready: 1, InFlight: 5}, 1},
 		{"nobody waits", 0, nil, Input{Ready: 1, InFlight: 1000}, 1},
+		{"the first run at the target", 10, nil, Input{Waiting: 20}, 3},
+		{"others are filled", 10, nil, Input{Ready: 1, InFlight: 10, Waiting: 10}, 2},
+		{"by requests a second, places count too", 10, []string{"metric", "rps"}, Input{Ready: 1, InFlight: 10, Waiting: 11}, 3},
+		{"a place is near", 10, nil, Input{Ready: 1, InFlight: 10, Waiting: 10, Service: 5 * time.Millisecond}, 1},
+		{"it is not near for so many", 10, nil, Input{Ready: 1, InFlight: 10, Waiting: 20, Service: 5 * time.Millisecond}, 3},
+		{"it was near, and did not come", 10, nil, Input{Ready: 1, InFlight: 10, Waiting: 10, Service: 5 * time.Millisecond, Longest: 10 * time.Millisecond}, 2},
+		{"instances that take no requests have no places", 10, nil, Input{Ready: 1, Unready: 1, InFlight: 10, Waiting: 10, Service: time.Millisecond}, 3},
 	} {
 		test.in.Now, test.in.Reachable = now, true
 		got, _ := Decide(defaultScale(t, test.concurrency, test.annotations...), test.in, State{})
 		if got.Desired != test.want {
 			t.Errorf("%s: %d, want %d", test.name, got.Desired, test.want)
+		}
+	}
+}
+
+func TestDecide_LooksAgainWhenAPlaceShouldHaveCome(t *testing.T) {
+	scale := defaultScale(t, 10)
+	in := Input{Now: time.Unix(1000, 0), Reachable: true, Ready: 1, InFlight: 10, Waiting: 1, Service: time.Millisecond, Longest: 3 * time.Millisecond}
+	if got, _ := Decide(scale, in, State{}); got.Again != scale.Patience-in.Longest {
+		t.Errorf("looks again after %s, want %s", got.Again, scale.Patience-in.Longest)
+	}
+	in.Waiting = 0
+	if got, _ := Decide(scale, in, State{}); got.Again != 0 {
+		t.Errorf("looks again after %s though nobody waits", got.Again)
+	}
+}
+
+func TestDecide_KeepsWhatTheBusiestMomentFilled(t *testing.T) {
+	scale := defaultScale(t, 10)
+	now := time.Unix(1000, 0)
+	look := func(after time.Duration, in Input, state State) (int, State) {
+		now = now.Add(after)
+		in.Now, in.Reachable = now, true
+		decision, state := Decide(scale, in, state)
+		return decision.Desired, state
+	}
+	n, state := look(0, Input{Ready: 2, InFlight: 20, Waiting: 30}, State{})
+	if n != 5 {
+		t.Errorf("50 requests on 2 instances want %d, want 5", n)
+	}
+	if n, state = look(30*time.Second, Input{Ready: 5, InFlight: 25, Stable: 7, Panic: 7}, state); n != 5 {
+		t.Errorf("half a minute later it wants %d, want 5", n)
+	}
+	if n, state = look(30*time.Second, Input{Ready: 5, InFlight: 1, Stable: 7, Panic: 7}, state); n != 3 {
+		t.Errorf("a minute later it wants %d, want 3 as half a minute before", n)
+	}
+	if n, _ = look(30*time.Second, Input{Ready: 3, InFlight: 1, Stable: 7, Panic: 7}, state); n != 1 {
+		t.Errorf("another half minute later it wants %d, want 1", n)
+	}
+}
+
+func TestGreatest_IsTheGreatestOfItsTime(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 0))
+	for range 100 {
+		var g greatest
+		var all []numberAt
+		now := time.Unix(1000, 0)
+		for range 200 {
+			now = now.Add(time.Duration(random.IntN(5000)) * time.Millisecond)
+			n := random.IntN(10)
+			all = append(all, numberAt{now, n})
+			want := n
+			for _, a := range all {
+				if now.Sub(a.at) < 20*time.Second {
+					want = max(want, a.n)
+				}
+			}
+			if got := g.over(20*time.Second, now, n); got != want {
+				t.Fatalf("greatest is %d, want %d of %v", got, want, all)
+			}
+		}
+		if len(g) > 10 {
+			t.Errorf("it keeps %d of 10 different numbers", len(g))
 		}
 	}
 }

@@ -188,7 +188,9 @@ type fakePool struct {
 	failures    []error
 	spread      int
 	at          time.Time
+	since       time.Time // requests have waited, as seen by Load; zero when none does
 	busy        time.Duration
+	waited      time.Duration
 	requests    float64
 	use         fakeUse
 }
@@ -209,6 +211,7 @@ func (p *fakePool) advance() {
 	p.use.burn(p.instances, p.at, now)
 	p.at = now
 	p.busy += time.Duration(p.concurrency) * passed
+	p.waited += time.Duration(p.waiting()) * passed
 	p.requests += float64(p.rate) * passed.Seconds()
 }
 
@@ -361,11 +364,23 @@ func (p *fakePool) Load() Load {
 	defer p.mu.Unlock()
 	p.advance()
 	waiting := p.waiting()
+	switch {
+	case waiting == 0:
+		p.since = time.Time{}
+	case p.since.IsZero():
+		p.since = p.at
+	}
+	var longest time.Duration
+	if waiting > 0 {
+		longest = p.at.Sub(p.since)
+	}
 	return Load{
 		At:       p.at,
 		InFlight: p.concurrency - waiting,
 		Waiting:  waiting,
+		Longest:  longest,
 		Busy:     p.busy,
+		Waited:   p.waited,
 		Requests: uint64(p.requests),
 	}
 }

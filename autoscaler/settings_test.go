@@ -36,6 +36,7 @@ func TestScale_AppliesDefaults(t *testing.T) {
 		Metric:           "concurrency",
 		Target:           70,
 		TotalTarget:      100,
+		Patience:         10 * time.Millisecond,
 		StableWindow:     time.Minute,
 		PanicWindow:      6 * time.Second,
 		PanicThreshold:   2,
@@ -57,13 +58,13 @@ func TestScale_AppliesAnnotations(t *testing.T) {
 		concurrency int64
 		change      func(*Scale)
 	}{
-		{"concurrency is the target", nil, 10, func(s *Scale) { s.TotalTarget, s.Target = 10, 7 }},
-		{"a target above concurrency is cut", annotate("target", "50"), 10, func(s *Scale) { s.TotalTarget, s.Target = 10, 7 }},
-		{"a target below concurrency holds", annotate("target", "4"), 10, func(s *Scale) { s.TotalTarget, s.Target = 4, 2.8 }},
+		{"concurrency is the target", nil, 10, func(s *Scale) { s.Concurrency, s.TotalTarget, s.Target = 10, 10, 7 }},
+		{"a target above concurrency is cut", annotate("target", "50"), 10, func(s *Scale) { s.Concurrency, s.TotalTarget, s.Target = 10, 10, 7 }},
+		{"a target below concurrency holds", annotate("target", "4"), 10, func(s *Scale) { s.Concurrency, s.TotalTarget, s.Target = 10, 4, 2.8 }},
 		{"utilization", annotate("target", "10", "target-utilization-percentage", "50"), 0, func(s *Scale) { s.TotalTarget, s.Target = 10, 5 }},
 		{"the least target", annotate("target", "0.01"), 0, func(s *Scale) { s.TotalTarget, s.Target = 0.01, 0.01 }},
-		{"rps", annotate("metric", "rps"), 10, func(s *Scale) { s.Metric, s.TotalTarget, s.Target = "rps", 200, 140 }},
-		{"rps with a target", annotate("metric", "rps", "target", "1000"), 10, func(s *Scale) { s.Metric, s.TotalTarget, s.Target = "rps", 1000, 700 }},
+		{"rps", annotate("metric", "rps"), 10, func(s *Scale) { s.Concurrency, s.Metric, s.TotalTarget, s.Target = 10, "rps", 200, 140 }},
+		{"rps with a target", annotate("metric", "rps", "target", "1000"), 10, func(s *Scale) { s.Concurrency, s.Metric, s.TotalTarget, s.Target = 10, "rps", 1000, 700 }},
 		{"a window", annotate("window", "10m"), 0, func(s *Scale) { s.StableWindow, s.PanicWindow = 10*time.Minute, time.Minute }},
 		{"the shortest panic window", annotate("window", "6s"), 0, func(s *Scale) { s.StableWindow, s.PanicWindow = 6*time.Second, time.Second }},
 		{"panic", annotate("panic-window-percentage", "20", "panic-threshold-percentage", "150"), 0, func(s *Scale) {
@@ -82,14 +83,14 @@ func TestScale_AppliesAnnotations(t *testing.T) {
 			s.Metric, s.CPUTarget, s.CPUOfRequest = "cpu", 1.5, true
 		}},
 		{"memory", annotate("class", hpa, "metric", "memory", "target", "100", "minScale", "2"), 20, func(s *Scale) {
-			s.Metric, s.MemoryTarget, s.Min, s.TotalTarget, s.Target = "memory", 100, 2, 20, 14
+			s.Concurrency, s.Metric, s.MemoryTarget, s.Min, s.TotalTarget, s.Target = 20, "memory", 100, 2, 20, 14
 		}},
 		{"the class that is the default", annotate("class", "kpa.autoscaling.knative.dev", "metric", "concurrency"), 0, func(*Scale) {}},
 		{"Cloud Run's targets", annotate(cpuTarget, "0.75", concurrencyTarget, "0.5"), 80, func(s *Scale) {
-			s.CPUTarget, s.TotalTarget, s.Target = 0.75, 80, 40
+			s.Concurrency, s.CPUTarget, s.TotalTarget, s.Target = 80, 0.75, 80, 40
 		}},
 		{"Cloud Run's CPU target alone", annotate(cpuTarget, "0.75", concurrencyTarget, "disabled"), 80, func(s *Scale) {
-			s.Metric, s.CPUTarget, s.TotalTarget, s.Target = "cpu", 0.75, 80, 56
+			s.Concurrency, s.Metric, s.CPUTarget, s.TotalTarget, s.Target = 80, "cpu", 0.75, 80, 56
 		}},
 		{"no CPU target", annotate(cpuTarget, "disabled"), 0, func(*Scale) {}},
 		{"delays", annotate("scale-down-delay", "15m", "scale-to-zero-pod-retention-period", "1m1.5s"), 0, func(s *Scale) {

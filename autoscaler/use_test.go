@@ -75,7 +75,7 @@ func TestDecide_FollowsWhatInstancesUse(t *testing.T) {
 		{"more, and one is new", hpa, Input{Ready: 4, Used: Used{Known: true, Short: 4.5, Stable: 4.5, Young: 1}}, 5},
 		{"nothing is known", hpa, Input{Ready: 4}, 4},
 		{"nothing", hpa, Input{Ready: 4, Used: Used{Known: true}}, 1},
-		{"some wait meanwhile", append(hpa, "target", "50"), Input{Ready: 1, Waiting: 300, Used: Used{Known: true, Short: 1}}, 5},
+		{"some wait meanwhile", append(hpa, "target", "50"), Input{Ready: 1, Waiting: 300, Used: Used{Known: true, Short: 1}}, 3},
 		{"requests are the reason", []string{"target", "10"}, Input{Ready: 1, InFlight: 20, Used: Used{Known: true, Short: 1}}, 3},
 		{"CPU is the reason", nil, Input{Ready: 1, InFlight: 20, Used: Used{Known: true, Short: 1.6}}, 2},
 		{"requests do not count", []string{"target", "1", concurrencyTarget, "disabled"}, Input{Ready: 1, InFlight: 20, Used: Used{Known: true, Short: 1.6}}, 2},
