@@ -52,6 +52,8 @@ type Config struct {
 	User string
 	// Version is Berth's own version, for /version and /apis/berth.run/v1/info.
 	Version string
+	// Facts are told to people beside what Engine says of itself; nil is none.
+	Facts func() map[string]string
 
 	Identity *identity.Issuer // issues service accounts' tokens, or nil
 	Registry http.Handler     // serves /v2/, or nil

@@ -29,6 +29,9 @@ func (a *api) readyz(http.ResponseWriter, *http.Request) (any, error) {
 func (a *api) info(http.ResponseWriter, *http.Request) (any, error) {
 	info := map[string]string{}
 	maps.Copy(info, a.Engine.Info())
+	if a.Facts != nil {
+		maps.Copy(info, a.Facts())
+	}
 	if a.Version != "" {
 		info["version"] = a.Version
 	}

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,6 +41,7 @@ type Autoscaler struct {
 	logger   *slog.Logger
 	measures *measures
 
+	memory atomic.Pointer[MemoryStatus]
 	mail   mailbox
 	turn   chan struct{}  // holds a token while someone runs the loop: Run, or Close after it
 	beside sync.WaitGroup // goroutines that the loop started
@@ -59,6 +61,7 @@ type Autoscaler struct {
 	busy     map[*fleet]struct{} // looked at each tick
 	changed  []*fleet            // to be published
 	queue    startQueue
+	room     room
 	slots    int        // starts that may begin now
 	retrying int        // of those that have taken one, tries of what has failed before
 	recent   *list.List // fleets that may have a prepared instance, most recently used first
@@ -92,6 +95,8 @@ func New(engine engine.Engine, settings Settings, logger *slog.Logger, registere
 		spares:   make(map[*fleet]*member),
 		refilled: true,
 	}
+	a.room = room{total: settings.InstanceMemory.Of(settings.MachineMemory), going: make(map[*member]struct{})}
+	a.publishMemory()
 	a.measures = newMeasures(a, registerer)
 	return a
 }
@@ -304,6 +309,7 @@ func (a *Autoscaler) loop(ctx context.Context) {
 			}
 		}
 		a.startQueued(ctx)
+		a.makeRoom(ctx)
 		a.refill(ctx)
 		a.publish()
 		if a.closing && a.members == 0 {
@@ -318,6 +324,7 @@ func (a *Autoscaler) loop(ctx context.Context) {
 
 // publish makes what changed visible, and tells OnChange.
 func (a *Autoscaler) publish() {
+	a.publishMemory()
 	for i, f := range a.changed {
 		a.changed[i] = nil
 		f.unpublished = false

@@ -609,7 +609,7 @@ func TestAutoscaler_OnChangeTellsEachChangeOnce(t *testing.T) {
 func TestAutoscaler_MetricsFollowTheInstances(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		settings := DefaultSettings()
-		settings.PreparedMemory = Amount{}
+		settings.PreparedMemory, settings.InstanceMemory = Amount{}, Amount{Bytes: 1 << 30}
 		e := &fakeEngine{start: time.Second}
 		registry := prometheus.NewRegistry()
 		a := New(e, settings, testLogger(), registry)
@@ -637,12 +637,16 @@ func TestAutoscaler_MetricsFollowTheInstances(t *testing.T) {
 			"berth_instance_start_seconds{stage=wait} 1",
 			"berth_instances{namespace=default,revision=r,service=service-of-r,state=ready} 1",
 			"berth_instances_unready{namespace=default,revision=r,service=service-of-r} 1",
+			"berth_memory_bytes{kind=limit} 1.073741824e+09",
+			"berth_memory_bytes{kind=used} 5.36870912e+08",
+			"berth_starts_waiting{} 0",
 		}
 		if diff := cmp.Diff(want, gather(t, registry)); diff != "" {
 			t.Errorf("metrics (-want +got):\n%s", diff)
 		}
 		after(2 * time.Minute)
 		atZero := slices.DeleteFunc(want, func(series string) bool { return strings.Contains(series, "revision=r") })
+		atZero[slices.Index(atZero, "berth_memory_bytes{kind=used} 5.36870912e+08")] = "berth_memory_bytes{kind=used} 0"
 		if diff := cmp.Diff(atZero, gather(t, registry)); diff != "" {
 			t.Errorf("metrics at zero (-want +got):\n%s", diff)
 		}

@@ -29,6 +29,7 @@ const (
 	Recovered  What = "Recovered" // it takes them again
 	Exited     What = "Exited"    // by itself, having been ready
 	Stopped    What = "Stopped"   // by the platform, having been ready
+	Short      What = "Short"     // of memory: an instance that is wanted cannot start yet
 )
 
 // tell hands an event to who listens.

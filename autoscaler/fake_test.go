@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -182,6 +183,8 @@ type fakePool struct {
 	rate        int // requests that arrive in a second
 	instances   map[engine.Instance]bool
 	suspended   map[engine.Instance]bool
+	order       []engine.Instance                 // of instances, as they were added
+	idleSince   map[engine.Instance]time.Time     // of those without requests
 	idlest      []engine.Instance                 // see Idlest
 	draining    map[engine.Instance]chan struct{} // see hold
 	held        bool
@@ -200,6 +203,7 @@ func newFakePool(limit int) *fakePool {
 		limit:     limit,
 		instances: make(map[engine.Instance]bool),
 		draining:  make(map[engine.Instance]chan struct{}),
+		idleSince: make(map[engine.Instance]time.Time),
 		at:        time.Now(),
 	}
 }
@@ -237,6 +241,7 @@ func (p *fakePool) set(concurrency int) {
 		p.requests += float64(concurrency - p.concurrency)
 	}
 	p.concurrency = concurrency
+	p.settle()
 	waiting := p.waiting()
 	p.mu.Unlock()
 	if waiting > 0 {
@@ -277,6 +282,8 @@ func (p *fakePool) Add(instance engine.Instance) {
 		panic("instance " + instance.ID() + " added twice")
 	}
 	p.instances[instance] = true
+	p.order = append(p.order, instance)
+	p.settle()
 }
 
 func (p *fakePool) Remove(instance engine.Instance) <-chan struct{} {
@@ -284,6 +291,9 @@ func (p *fakePool) Remove(instance engine.Instance) <-chan struct{} {
 	defer p.mu.Unlock()
 	p.advance()
 	delete(p.instances, instance)
+	p.order = slices.DeleteFunc(p.order, func(i engine.Instance) bool { return i == instance })
+	delete(p.idleSince, instance)
+	p.settle()
 	delete(p.suspended, instance)
 	ended := make(chan struct{})
 	if p.held {
@@ -329,13 +339,17 @@ func (p *fakePool) Idlest() engine.Instance {
 	return nil
 }
 
-// Idle tells what the instance tells of itself: the tests freeze it.
+// Idle tells what the instance tells of itself, which tests set, or whether the requests reach it: they fill one instance
+// after the other.
 func (p *fakePool) Idle(instance engine.Instance) (since time.Time, frozen bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	i := instance.(*fakeInstance)
 	if !p.instances[instance] || p.suspended[instance] {
 		return time.Time{}, false
+	}
+	if i.idleSince.IsZero() {
+		return p.idleSince[instance], i.Frozen()
 	}
 	return i.idleSince, i.Frozen()
 }
@@ -344,6 +358,25 @@ func (p *fakePool) Spread(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.spread = n
+}
+
+// settle records which instances have no requests from now on.
+func (p *fakePool) settle() {
+	left, each := p.concurrency-p.waiting(), p.limit
+	for _, i := range p.order {
+		if left <= 0 {
+			if _, idle := p.idleSince[i]; !idle {
+				p.idleSince[i] = time.Now()
+			}
+			continue
+		}
+		delete(p.idleSince, i)
+		if each > 0 {
+			left -= each
+		} else {
+			left = 0
+		}
+	}
 }
 
 func (p *fakePool) Fail(err error) {

@@ -49,7 +49,10 @@ type fleet struct {
 	recent   *list.Element // in Autoscaler.recent
 	// spareHeld is what a prepared instance of it was measured to hold, in bytes; 0 before one was.
 	spareHeld int64
-	unspared  bool // preparing a spare failed: not tried again until an instance has started
+	size      int64 // what each of its instances counts for, in bytes
+	short     shortage
+	yielded   time.Time // when an instance of it that was unused was taken away for another fleet
+	unspared  bool      // preparing a spare failed: not tried again until an instance has started
 
 	averageStart time.Duration // that recent starts took, from claimed to ready; 0 before the first
 }
@@ -72,6 +75,7 @@ type member struct {
 	state    engine.State    // "" until it is prepared
 	since    time.Time       // when it entered state
 	created  time.Time
+	held     int64         // what it counts for of Autoscaler.room, in bytes
 	took     time.Duration // from claimed to ready
 
 	claimed   bool      // it is wanted now: started as soon as it is prepared
@@ -136,7 +140,7 @@ func (p *published) begun() []*InstanceStatus {
 }
 
 func newFleet(revision Revision) *fleet {
-	f := &fleet{revision: revision}
+	f := &fleet{revision: revision, size: sizeOf(revision.Spec)}
 	f.published.Store(&published{})
 	return f
 }
@@ -180,9 +184,11 @@ func (f *fleet) snapshot() *published {
 		Next:        f.backoff.until,
 		LastFailure: f.lastFailure,
 		Waiting:     f.waiting,
+		Short:       f.short.text,
 	}}
 	most := f.revision.Scale.Max
-	p.outlook = Outlook{AverageStart: f.averageStart, Full: most > 0 && p.status.Starting+p.status.Ready >= most}
+	short := f.short.waits()
+	p.outlook = Outlook{AverageStart: f.averageStart, Full: short || most > 0 && p.status.Starting+p.status.Ready >= most, Short: short}
 	for _, m := range f.members {
 		if m.instance == nil {
 			continue
@@ -415,6 +421,7 @@ func (a *Autoscaler) retire(f *fleet, reason string) {
 	f.removed = true
 	f.desired = 0
 	f.queued = notQueued
+	a.suffice(f)
 	if f.retry != nil {
 		f.retry.Stop()
 		f.retry = nil

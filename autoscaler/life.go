@@ -39,6 +39,7 @@ func (a *Autoscaler) begin(ctx context.Context, f *fleet, retry bool) {
 	}
 	m.cold = f.count(engine.Ready)+f.count(engine.Starting) == 0
 	m.claimed, m.claimedAt, m.retry = true, now, retry
+	a.hold(m, f.size)
 	a.takeSlot(m)
 	a.change(f)
 	switch {
@@ -62,6 +63,10 @@ func (a *Autoscaler) part(f *fleet, m *member) {
 		}
 		f.members = slices.Delete(f.members, i, i+1)
 		a.members--
+		a.hold(m, 0)
+		delete(a.room.going, m)
+		a.room.dirty = true
+		a.refilled = false
 	}
 	if len(f.members) == 0 {
 		f.members = nil
@@ -72,6 +77,9 @@ func (a *Autoscaler) part(f *fleet, m *member) {
 // enter records that a member is in a state from now on.
 func (a *Autoscaler) enter(f *fleet, m *member, state engine.State) {
 	m.state, m.since = state, time.Now()
+	if state == engine.Draining || state == engine.Stopping {
+		a.room.going[m] = struct{}{}
+	}
 	a.change(f)
 }
 
@@ -148,6 +156,7 @@ func (a *Autoscaler) prepared(ctx context.Context, f *fleet, m *member, instance
 		a.start(ctx, f, m)
 	default:
 		a.enter(f, m, engine.Prepared)
+		a.hold(m, f.spareCost())
 		a.spares[f] = m
 	}
 }

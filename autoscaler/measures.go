@@ -14,6 +14,8 @@ type measures struct {
 	autoscaler *Autoscaler
 
 	instances  *prometheus.Desc
+	memory     *prometheus.Desc
+	waiting    *prometheus.Desc
 	unready    *prometheus.Desc
 	restarts   *prometheus.Desc
 	coldStarts *prometheus.CounterVec
@@ -26,6 +28,10 @@ func newMeasures(a *Autoscaler, registerer prometheus.Registerer) *measures {
 		autoscaler: a,
 		instances: prometheus.NewDesc("berth_instances", "Instances by state.",
 			[]string{"namespace", "service", "revision", "state"}, nil),
+		memory: prometheus.NewDesc("berth_memory_bytes",
+			"Memory for instances: kind used is what the limits of those that run add up to, with what prepared ones hold; kind limit is --instance-memory, where it bounds.",
+			[]string{"kind"}, nil),
+		waiting: prometheus.NewDesc("berth_starts_waiting", "Revisions with work for another instance for which there is no memory.", nil, nil),
 		unready: prometheus.NewDesc("berth_instances_unready", "Instances in state ready that take no requests for now.",
 			[]string{"namespace", "service", "revision"}, nil),
 		restarts: prometheus.NewDesc("berth_container_restarts_total", "Containers that were started again in their instances.",
@@ -70,6 +76,8 @@ func (m *measures) started(f *fleet, started *member) {
 // Describe implements [prometheus.Collector].
 func (m *measures) Describe(descs chan<- *prometheus.Desc) {
 	descs <- m.instances
+	descs <- m.memory
+	descs <- m.waiting
 	descs <- m.unready
 	descs <- m.restarts
 }
@@ -81,6 +89,12 @@ func (m *measures) Collect(metrics chan<- prometheus.Metric) {
 		revision
 		state engine.State
 	}
+	memory := m.autoscaler.Memory()
+	metrics <- prometheus.MustNewConstMetric(m.memory, prometheus.GaugeValue, float64(memory.Used), "used")
+	if memory.Limit > 0 {
+		metrics <- prometheus.MustNewConstMetric(m.memory, prometheus.GaugeValue, float64(memory.Limit), "limit")
+	}
+	metrics <- prometheus.MustNewConstMetric(m.waiting, prometheus.GaugeValue, float64(memory.Waiting))
 	// A revision that was removed and declared again while it drains is there twice.
 	counts := make(map[series]int)
 	unready, restarted := make(map[revision]int), make(map[revision]int)

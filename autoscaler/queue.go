@@ -54,7 +54,7 @@ func (q *startQueue) pop(last urgency) (*fleet, urgency) {
 func (a *Autoscaler) startQueued(ctx context.Context) {
 	for a.slots > 0 && !a.closing {
 		last := forRetry
-		if a.retrying >= max(1, a.settings.StartsAtOnce/2) {
+		if !a.mayRetry() {
 			last = forProof
 		}
 		f, why := a.queue.pop(last)
@@ -65,12 +65,18 @@ func (a *Autoscaler) startQueued(ctx context.Context) {
 		if f.removed || missing <= 0 || f.backoff.active() {
 			continue
 		}
+		if !a.admits(ctx, f) {
+			continue
+		}
 		a.begin(ctx, f, why == forRetry)
 		if missing > 1 {
 			a.queue.push(f, why)
 		}
 	}
 }
+
+// mayRetry tells whether a slot may be taken by a try of what has failed before.
+func (a *Autoscaler) mayRetry() bool { return a.retrying < max(1, a.settings.StartsAtOnce/2) }
 
 // slotTime is how long a start holds its slot at most. Starting takes CPU at first and patience later; revisions
 // that never listen must not keep the others from starting.
@@ -95,6 +101,7 @@ func (a *Autoscaler) freeSlot(m *member) {
 		if m.retry {
 			a.retrying--
 		}
+		a.room.dirty = true
 	}
 }
 

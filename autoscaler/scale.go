@@ -33,7 +33,8 @@ type Settings struct {
 
 	// Memory of the machine. MachineMemory is what it has, in bytes, which percentages are of.
 	MachineMemory  int64
-	PreparedMemory Amount `flag:"prepared-memory" help:"memory that prepared instances hold together, in bytes or percent of the machine's: one for each of the revisions used last; 0 keeps none"` // default 64Mi
+	InstanceMemory Amount `flag:"instance-memory" help:"memory that the limits of all instances that run add up to at most, in bytes or percent of the machine's; those for which there is none wait, and idle ones make room; containers without a limit count 512Mi; 0 is no bound. More than 100% is right where programs use less than their limits, as most do"` // default 400 %
+	PreparedMemory Amount `flag:"prepared-memory" help:"memory that prepared instances hold together, in bytes or percent of the machine's: one for each of the revisions used last; 0 keeps none"`                                                                                                                                                                   // default 64Mi
 }
 
 // Scale is how one revision scales: Settings with the revision's annotations and containerConcurrency applied.
@@ -97,12 +98,15 @@ type Status struct {
 	LastFailure error
 	// Waiting is what a start that takes long waits for, "" when none does.
 	Waiting string
+	// Short is what there is too little of for an instance to start, and how little; "" when no start waits for that.
+	Short string
 }
 
 // Outlook is what those who wait for an instance of a revision can expect.
 type Outlook struct {
 	AverageStart time.Duration // of recent instances, from the decision to ready; 0 when none has started yet
-	Full         bool          // there are as many instances as there may be
+	Full         bool          // there are as many instances as there may be, for the revision or on the machine
+	Short        bool          // it is the machine that has no memory for another
 }
 
 // InstanceStatus describes one instance, for lists.

@@ -41,6 +41,7 @@ func DefaultSettings() Settings {
 		MaxScale:              100,
 		StopGrace:             10 * time.Second,
 		DrainTimeout:          3600 * time.Second,
+		InstanceMemory:        Amount{Percent: 400},
 		PreparedMemory:        Amount{Bytes: 64 << 20},
 		StartsAtOnce:          2 * runtime.NumCPU(),
 	}
@@ -84,6 +85,7 @@ func (s Settings) Validate() error {
 	check("min-instances", s.MaxScale <= 0 || s.MinScale <= s.MaxScale, s.MinScale, fmt.Sprintf("no more than max-instances, which is %d", s.MaxScale))
 	check("stop-grace", s.StopGrace >= 0, s.StopGrace, "a time from 0 up")
 	check("drain-timeout", s.DrainTimeout >= 0, s.DrainTimeout, "a time from 0 up")
+	check("instance-memory", s.InstanceMemory.valid(), s.InstanceMemory, "a size or a percentage from 0 (no bound) up")
 	check("prepared-memory", s.PreparedMemory.valid(), s.PreparedMemory, "a size or a percentage from 0 (none) up")
 	check("starts-at-once", s.StartsAtOnce >= 1, s.StartsAtOnce, "a number from 1 up")
 	return errors.Join(errs...)

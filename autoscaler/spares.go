@@ -66,11 +66,12 @@ func (a *Autoscaler) refill(ctx context.Context) {
 			a.stop(f, m, "other revisions were used more recently")
 		}
 	}
-	if next == nil {
+	if next == nil || a.room.total > 0 && (len(a.room.short) > 0 || a.room.used+next.spareCost() > a.room.total) {
 		return
 	}
 	m := &member{created: time.Now()}
 	a.join(next, m)
+	a.hold(m, next.spareCost())
 	a.sparing++
 	a.prepare(ctx, next, m)
 }

@@ -50,6 +50,9 @@ type Revision struct {
 	// called without any lock held.
 	QueueWait func() time.Duration
 	Full      func() bool
+	// Short tells that the machine has no memory for another instance: requests that are given none are told so. It is
+	// called without any lock held, and nil when nobody knows.
+	Short func() bool
 
 	// Wake asks for capacity. It is called, without any lock held, for each request that has begun to wait;
 	// it must return at once.
@@ -94,6 +97,14 @@ var (
 	errFull      = errors.New("all instances that there may be were busy for as long as requests wait")
 	errTooSlow   = errors.New("no instance started for as long as requests wait")
 )
+
+// shortError is why a request was given no instance, where the machine has no memory for one.
+type shortError struct{ err error }
+
+func (s *shortError) Error() string {
+	return s.err.Error() + ": the machine has no memory for another instance"
+}
+func (s *shortError) Unwrap() error { return s.err }
 
 // startFailure is the reason that the autoscaler gave to Fail.
 type startFailure struct{ err error }
@@ -189,7 +200,7 @@ func (a *Activator) wait(ctx context.Context, arrived time.Time) (*member, error
 	if a.revision.MaxQueue > 0 && a.queue.length >= a.revision.MaxQueue {
 		a.busy += time.Since(a.epoch)
 		a.mu.Unlock()
-		return nil, errQueueFull
+		return nil, a.blame(errQueueFull)
 	}
 	w := &waiter{done: make(chan struct{}), since: time.Since(a.epoch)}
 	a.queue.push(w)
@@ -215,7 +226,7 @@ func (a *Activator) wait(ctx context.Context, arrived time.Time) (*member, error
 			if why == errTooSlow && a.revision.Full != nil && a.revision.Full() {
 				why = errFull
 			}
-			return nil, why
+			return nil, a.blame(why)
 		}
 		return w.member, w.err // a slot came at the same moment: use it
 	case <-ctx.Done():
@@ -224,6 +235,14 @@ func (a *Activator) wait(ctx context.Context, arrived time.Time) (*member, error
 		}
 		return nil, ctx.Err()
 	}
+}
+
+// blame adds to why a request was given no instance that the machine has no memory for another one, where that is so.
+func (a *Activator) blame(why error) error {
+	if a.revision.Short != nil && a.revision.Short() {
+		return &shortError{why}
+	}
+	return why
 }
 
 // patience is for how long a request that arrived at a time may wait from now on, and what it gets then: nil when it

@@ -58,6 +58,8 @@ const (
 		"with more memory." // E12
 	textBroken  = "The request failed because either the HTTP response was malformed or connection to the instance had an error." // E13
 	textTimeout = "The request has been terminated because it has reached the maximum request timeout."                           // E15
+	// textShort is added to what is said of requests that were given no instance.
+	textShort = "The memory that this machine has for instances is used up: no other instance could start."
 	// textTruncated is for the service's owner, in the log: the client has got a status already.
 	textTruncated = "Truncated response body" // E17
 )
@@ -178,7 +180,12 @@ func (x *exchange) fail(err error, member *member) {
 func (g *Gateway) refusalOf(ctx context.Context, err error, member *member) *refusal {
 	var started *startFailure
 	var closed *closedError
+	var short *shortError
 	switch {
+	case errors.As(err, &short):
+		r := g.refusalOf(ctx, short.err, member)
+		r.text += "\n" + textShort
+		return r
 	case errors.As(err, &started):
 		return &refusal{status: http.StatusInternalServerError, text: textNotStarted + "\n" + publicReason(started.err)}
 	case errors.As(err, &closed):

@@ -89,3 +89,28 @@ func TestGateway_AnswersAsCloudRunDoesAfterTheQueueWait(t *testing.T) {
 		})
 	}
 }
+
+func TestGateway_SaysThatTheMachineIsFull(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Revision)
+		status int
+		text   string
+	}{
+		"after the queue wait": {func(r *Revision) { r.QueueWait = func() time.Duration { return time.Millisecond } }, http.StatusTooManyRequests, textNoInstance},
+		"after the timeout":    {func(r *Revision) { r.Timeout = 10 * time.Millisecond }, http.StatusGatewayTimeout, textTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			revision := testRevision()
+			full := func() bool { return true }
+			revision.Full, revision.Short = full, full
+			c.change(&revision)
+			a := NewActivator(revision)
+			_, address := startGateway(t, Config{}, a)
+			response, body := fetch(t, newRequest(t, "GET", address, "/", ""))
+			if want := c.text + "\n" + textShort + "\n"; response.StatusCode != c.status || body != want {
+				t.Errorf("got %d %q, want %d %q", response.StatusCode, body, c.status, want)
+			}
+			waitForLoad(t, a, 0, 0)
+		})
+	}
+}

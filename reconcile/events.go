@@ -46,6 +46,7 @@ const (
 	reasonReadyAgain      = "InstanceReady"
 	reasonExited          = "InstanceExited"
 	reasonStopped         = "InstanceStopped"
+	reasonShort           = "InstanceWaitsForMemory"
 	reasonRestarted       = "ContainerRestarted"
 )
 
@@ -330,6 +331,8 @@ func (r *Reconciler) Happened(e autoscaler.Event) {
 		tell(eventWarning, reasonExited, "Instance %s %s %s after it was ready", e.Instance, e.Text, e.Took.Round(time.Millisecond))
 	case autoscaler.Stopped:
 		tell(eventNormal, reasonStopped, "Stopped an instance of revision %q: %s", revision, e.Text)
+	case autoscaler.Short:
+		tell(eventWarning, reasonShort, "An instance of revision %q waits for %s", revision, e.Text)
 	case autoscaler.Unready, autoscaler.Recovered:
 		level, reason, message := eventWarning, reasonUnready, "takes no requests: "+e.Text
 		if e.What == autoscaler.Recovered {

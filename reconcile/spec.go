@@ -38,6 +38,7 @@ func (r *Reconciler) gatewayRevision(revision *serving.Revision) gateway.Revisio
 		HTTP2:         isHTTP2(user),
 		MaxQueue:      r.MaxQueue,
 		Wake:          func() { r.wake(id) },
+		Short:         func() bool { return r.Autoscaler.Outlook(id).Short },
 	}
 	if r.QueueWait != nil {
 		of.QueueWait = func() time.Duration { return r.QueueWait(r.Autoscaler.Outlook(id).AverageStart) }

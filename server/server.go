@@ -158,6 +158,7 @@ func open(config Config) (_ *server, err error) {
 		Instances: s.autoscaler.Instances, Instance: s.autoscaler.Instance,
 		Registry: s.images.Registry(), Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
 		Ready: s.readiness, Version: Version(), Logger: s.logger,
+		Facts: func() map[string]string { return map[string]string{"instance memory": s.autoscaler.Memory().String()} },
 	})
 	certificate, authority, err := ensureCertificate(s.path("certificate.pem"), s.addresses.API)
 	if err != nil {
