@@ -141,7 +141,7 @@ func (x *exchange) stick(r *route) *member {
 	if m == nil {
 		return nil
 	}
-	if m, err := activator.woken(m, nil); err == nil {
+	if m, err := x.woken(m); err == nil {
 		return m
 	}
 	return nil

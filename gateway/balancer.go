@@ -27,8 +27,9 @@ type member struct {
 	// asleep says that its CPU is withheld, or about to be. It is set under the activator's mutex while it has no request,
 	// and cleared under power: idle.go has the rules.
 	asleep      atomic.Bool
-	unfreezable bool       // freezing it has failed
-	power       sync.Mutex // held while it is frozen or thawed; before the activator's
+	thawed      atomic.Pointer[engine.Stage] // when it was thawed last; nil when it never was
+	unfreezable bool                         // freezing it has failed
+	power       sync.Mutex                   // held while it is frozen or thawed; before the activator's
 }
 
 // balancer chooses the instance for a request: the one with the fewest requests in flight, and among equals the

@@ -124,10 +124,12 @@ func (a *Activator) wake(m *member) error {
 	if !m.asleep.Load() {
 		return nil // another request has done it
 	}
+	begun := time.Now()
 	if err := m.instance.Thaw(); err != nil {
 		a.setAside(m)
 		return fmt.Errorf("%w: thawing instance %q: %w", errUnreachable, m.id, err)
 	}
+	m.thawed.Store(&engine.Stage{Name: stageThaw, Begun: begun, Took: time.Since(begun)})
 	m.asleep.Store(false)
 	return nil
 }

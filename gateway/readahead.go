@@ -14,13 +14,25 @@ const readAheadSize = 4 << 10
 // when an instance has the request.
 func (x *exchange) hold() (*member, error) {
 	if member := x.activator.tryClaim(x.arrived); member != nil {
-		return x.activator.woken(member, nil)
+		return x.woken(member)
 	}
 	member, err := x.wait()
 	if err == nil {
 		x.timing = x.timing.given(member, x.arrived)
 	}
 	return member, err
+}
+
+// woken gives the CPU back to an instance that was claimed, where that is withheld.
+func (x *exchange) woken(m *member) (*member, error) {
+	if !x.activator.mustWake(m) {
+		return m, nil
+	}
+	m, err := x.activator.woken(m, nil)
+	if err == nil {
+		x.timing = x.timing.given(m, x.arrived)
+	}
+	return m, err
 }
 
 // wait claims a slot where there is none yet.

@@ -10,7 +10,8 @@ import (
 // time from its arrival to its response's first byte.
 const (
 	stageQueue   = "queue"   // until an instance that ran had a free slot
-	stageWake    = "wake"    // until the instance's start began, and between its steps
+	stageWake    = "wake"    // until the instance's start, or its thaw, began, and between its steps
+	stageThaw    = "thaw"    // a frozen instance was given the CPU back
 	stageClaim   = "claim"   // from the instance's start to the request's slot on it
 	stageConnect = "connect" // until there was a connection
 	stageAnswer  = "answer"  // until the response began
@@ -68,7 +69,11 @@ func (t *timing) lap(name string, now time.Time) {
 func (t *timing) given(m *member, arrived time.Time) *timing {
 	now := time.Now()
 	if t == nil {
-		return newTiming(arrived, now, m.instance.Stages())
+		started := m.instance.Stages()
+		if thawed := m.thawed.Load(); thawed != nil {
+			started = append(started, *thawed)
+		}
+		return newTiming(arrived, now, started)
 	}
 	t.lap(stageQueue, now)
 	return t

@@ -132,6 +132,27 @@ func TestGateway_TellsTheStagesOfAColdStart(t *testing.T) {
 	}
 }
 
+func TestGateway_TellsOfAThaw(t *testing.T) {
+	for name, client := range map[string]*http.Client{"on a loop": http.DefaultClient, "by net/http": http2Client(t)} {
+		t.Run(name, func(t *testing.T) {
+			revision := throttled()
+			revision.IdleDelay = time.Millisecond
+			a := NewActivator(revision)
+			instance := serveInstance(t, "a", func(http.ResponseWriter, *http.Request) {})
+			a.Add(instance)
+			_, address := startGateway(t, Config{ServerTiming: true}, a)
+			for range 2 {
+				awaitFrozen(t, instance)
+				response, _ := fetchBy(t, client, newRequest(t, "GET", address, "/", ""))
+				want := []string{"wake", "thaw", "claim", "connect", "answer"}
+				if diff := cmp.Diff(want, stagesOf(t, response.Header.Get("Server-Timing"))); diff != "" {
+					t.Errorf("stages (-want +got):\n%s", diff)
+				}
+			}
+		})
+	}
+}
+
 func TestGateway_SaysNothingOfStagesUnlessAsked(t *testing.T) {
 	revision := testRevision()
 	woken := make(chan struct{}, 1)
