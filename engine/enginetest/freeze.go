@@ -295,7 +295,9 @@ func frozenInstanceIsNotProbed(t *testing.T, s *Suite) {
 }
 
 func sidecarOfAFrozenInstanceIsStartedAgain(t *testing.T, s *Suite) {
-	i := s.Start(t, s.WithSidecar(nil, "listen", fmt.Sprint(":", helperPort)))
+	i := s.Start(t, s.WithSidecar(func(c *engine.Container) {
+		c.StartupProbe = &engine.Probe{TCP: &engine.TCPProbe{Port: helperPort}}
+	}, "listen", fmt.Sprint(":", helperPort)))
 	conn, err := i.DialPort(t.Context(), helperPort)
 	if err != nil {
 		t.Fatal(err)
