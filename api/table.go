@@ -179,7 +179,10 @@ func readyOf(o serving.Object) (ready apis.Condition) {
 		return ready
 	}
 	if c := status.GetCondition(apis.ConditionReady); c != nil {
-		return *c
+		ready = *c
+	}
+	if loop := status.GetCondition(serving.ConditionInstancesHealthy); ready.IsTrue() && loop.IsFalse() {
+		ready.Reason = loop.Reason
 	}
 	return ready
 }

@@ -26,9 +26,9 @@ const (
 	backoffForget = 10 * time.Minute
 )
 
-// loopFailures is how many failures in a row are a crash loop: the first may be anything, and its instance is replaced
+// LoopFailures is how many failures in a row are a crash loop: the first may be anything, and its instance is replaced
 // like any other. From then on one instance is tried at a time, and behind all others.
-const loopFailures = 2
+const LoopFailures = 2
 
 // active tells whether no start may begin now.
 func (b *backoff) active() bool { return time.Now().Before(b.until) }
@@ -38,7 +38,7 @@ func (b *backoff) active() bool { return time.Now().Before(b.until) }
 func (b *backoff) brief() bool { return b.lost <= backoffBrief }
 
 // loops tells whether the row is a crash loop.
-func (b *backoff) loops() bool { return b.failures >= loopFailures }
+func (b *backoff) loops() bool { return b.failures >= LoopFailures }
 
 // startFailed counts a start that began at claimed and failed now. Starts that were under way when another
 // failed are the same failure.

@@ -16,6 +16,8 @@ type Event struct {
 	What     What
 	Took     time.Duration // for Started: from the decision to ready; for Recovered and Exited: since it was not so
 	Text     string        // how or why
+	Failures int           // for Looping: starts in a row that have come to nothing
+	Next     time.Time     // for Looping: before when no other one is tried
 }
 
 // What an [Event] says.
@@ -30,6 +32,7 @@ const (
 	Exited     What = "Exited"    // by itself, having been ready
 	Stopped    What = "Stopped"   // by the platform, having been ready
 	Short      What = "Short"     // of memory: an instance that is wanted cannot start yet
+	Looping    What = "Looping"   // it is not the first in a row that came to nothing
 )
 
 // tell hands an event to who listens.
@@ -42,6 +45,13 @@ func (a *Autoscaler) tell(f *fleet, m *member, what What, took time.Duration, te
 		e.Instance = m.instance.ID()
 	}
 	a.OnEvent(e)
+}
+
+// tellLoop tells of a crash loop after each of its failures but the first.
+func (a *Autoscaler) tellLoop(f *fleet) {
+	if a.OnEvent != nil && f.backoff.loops() {
+		a.OnEvent(Event{Revision: f.revision.Key, What: Looping, Failures: f.backoff.failures, Next: f.backoff.until})
+	}
 }
 
 // whyUnready says which of an instance's containers keeps it from taking requests.

@@ -215,6 +215,7 @@ func (a *Autoscaler) startFailed(ctx context.Context, f *fleet, m *member, err e
 	a.log(f, m).Error("instance not started", "reason", failure.Reason, "error", failure,
 		"next", f.backoff.until.Format(time.RFC3339))
 	a.tell(f, m, NotStarted, 0, failure.Error())
+	a.tellLoop(f)
 	a.change(f)
 	a.look(ctx, f)
 }
@@ -298,6 +299,7 @@ func (a *Autoscaler) exited(ctx context.Context, f *fleet, m *member) {
 	}
 	a.log(f, m).Warn("instance exited", "exit", exit.String(), "after", now.Sub(m.since))
 	a.tell(f, m, Exited, now.Sub(m.since), exit.String())
+	a.tellLoop(f)
 	a.stop(f, m, "it exited")
 	a.look(ctx, f)
 }

@@ -58,6 +58,9 @@ func (p *program) servicesListCommand() *cobra.Command {
 				url = service.Status.URL.String()
 			}
 			ready, reason := readiness(service.Status.GetCondition(serving.ServiceReady))
+			if loop := service.Status.GetCondition(serving.ConditionInstancesHealthy); reason == "" && loop.IsFalse() {
+				reason = loop.Reason
+			}
 			t.row(namespaced(all, service.Namespace, service.Name, url, dash(service.Status.LatestCreatedRevisionName),
 				ready, age(service.CreationTimestamp.Time), reason)...)
 		}

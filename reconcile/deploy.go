@@ -40,6 +40,9 @@ func (r *Reconciler) reconcileService(ctx context.Context, k key) error {
 	// more than that the route has none.
 	markRoute(s, route, configuration)
 	markConfiguration(s, configuration)
+	if err := r.markServiceLoop(ctx, s); err != nil {
+		return err
+	}
 	s.Status.ObservedGeneration = s.Generation
 	return r.writeStatus(ctx, s)
 }

@@ -47,6 +47,7 @@ const (
 	reasonExited          = "InstanceExited"
 	reasonStopped         = "InstanceStopped"
 	reasonShort           = "InstanceWaitsForMemory"
+	reasonCrashLoop       = serving.ReasonCrashLoop
 	reasonRestarted       = "ContainerRestarted"
 )
 
@@ -329,6 +330,8 @@ func (r *Reconciler) Happened(e autoscaler.Event) {
 		tell(eventWarning, reasonNotStarted, "An instance of revision %q did not start: %s", revision, e.Text)
 	case autoscaler.Exited:
 		tell(eventWarning, reasonExited, "Instance %s %s %s after it was ready", e.Instance, e.Text, e.Took.Round(time.Millisecond))
+	case autoscaler.Looping:
+		tell(eventWarning, reasonCrashLoop, "Revision %q: %s", revision, loopMessage(e.Failures, e.Next))
 	case autoscaler.Stopped:
 		tell(eventNormal, reasonStopped, "Stopped an instance of revision %q: %s", revision, e.Text)
 	case autoscaler.Short:

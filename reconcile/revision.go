@@ -50,6 +50,8 @@ func (r *Reconciler) reconcileRevision(ctx context.Context, k key) error {
 	r.Autoscaler.Apply(declared)
 	status, _ := r.Autoscaler.Status(id)
 	markInstances(&revision.Status, revision.Name, declared, status, d.failure)
+	markLoop(&revision.Status, revision.Name, declared, status)
+	defer r.tellLoop(stored, revision)
 	return r.finish(ctx, d, revision)
 }
 

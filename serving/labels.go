@@ -42,6 +42,13 @@ const (
 	AnnotationBoost = "run.googleapis.com/startup-cpu-boost"
 )
 
+// What Berth says of services and revisions beside Knative's conditions.
+const (
+	// ConditionInstancesHealthy is there, and false, while instances do not start or soon end again. It has no part in Ready.
+	ConditionInstancesHealthy = "InstancesHealthy"
+	ReasonCrashLoop           = "CrashLoop"
+)
+
 // Berth's own annotations, where neither Knative nor Cloud Run has one.
 const (
 	// AnnotationInstance on a pod names the instance that it shows.
