@@ -46,10 +46,15 @@ func (r *Reconciler) tellLoop(before, after *serving.Revision) {
 	}
 }
 
-// markServiceLoop says of a service that a revision which gets its requests is in a crash loop, or no more that one is.
+// markServiceLoop says of a service that a revision which gets its requests, or is to get them, is in a crash loop, or no
+// more that one is.
 func (r *Reconciler) markServiceLoop(ctx context.Context, s *serving.Service) error {
 	conditions := s.GetConditionSet().Manage(&s.Status)
-	for _, k := range sends(s.Namespace, s.Status.Traffic) {
+	keys := sends(s.Namespace, s.Status.Traffic)
+	if latest := s.Status.LatestCreatedRevisionName; latest != "" {
+		keys = append(keys, autoscaler.Key{Namespace: s.Namespace, Revision: latest})
+	}
+	for _, k := range keys {
 		revision, err := get[serving.Revision](ctx, r, serving.KindRevision, k.Namespace, k.Revision)
 		if err != nil {
 			return err
