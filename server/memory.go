@@ -10,12 +10,17 @@ import (
 
 // The heap is small and most servers are idle most of the time: while few requests come, the collector works
 // early, so that a burst of deploys does not leave the heap twice as large as what it holds; under load it works
-// as late as Go's default, because processor time counts more then.
+// as late as Go's default, because processor time counts more then. Cold starts are load long before their requests
+// are many: what tells of them is that the collector works all the time.
 const (
 	quietPercent = 25
 	busyPercent  = 100
 	busyRate     = 100 // requests a second
-	memoryTick   = 5 * time.Second
+	// busyCollections is how many collections in a tick make the server busy, and calmCollections how few later let it
+	// be quiet again: a busy one collects less for the same work.
+	busyCollections = 15
+	calmCollections = 2
+	memoryTick      = 5 * time.Second
 	// worthReturning is how much unused memory makes it worth to give it back to the machine.
 	worthReturning = 2 << 20
 )
@@ -30,7 +35,8 @@ func (s *server) tendMemory(ctx context.Context) error {
 	tick := time.NewTicker(memoryTick)
 	defer tick.Stop()
 	percent := quietPercent
-	requests, collections := s.gateway.Requests(), uint64(0)
+	requests := s.gateway.Requests()
+	_, collections := readHeap()
 	for {
 		select {
 		case <-ctx.Done():
@@ -40,8 +46,9 @@ func (s *server) tendMemory(ctx context.Context) error {
 		now := s.gateway.Requests()
 		rate := float64(now-requests) / memoryTick.Seconds()
 		requests = now
+		unused, collected := readHeap()
 		want := quietPercent
-		if rate >= busyRate {
+		if rate >= busyRate || isCollecting(collected-collections, percent) {
 			want = busyPercent
 		}
 		if want != percent {
@@ -50,13 +57,20 @@ func (s *server) tendMemory(ctx context.Context) error {
 		}
 		// Nothing was collected for a while: what the last work left behind can go. Our own collection counts as
 		// one, so an idle server does this once.
-		unused, collected := readHeap()
 		if want == quietPercent && collected == collections && unused > worthReturning {
 			debug.FreeOSMemory()
 			_, collected = readHeap()
 		}
 		collections = collected
 	}
+}
+
+// isCollecting tells whether so many collections in a tick, at a percentage, are those of a busy server.
+func isCollecting(collections uint64, percent int) bool {
+	if percent == busyPercent {
+		return collections > calmCollections
+	}
+	return collections >= busyCollections
 }
 
 // readHeap tells how many bytes the heap holds without need (free, or not collected yet), and how many

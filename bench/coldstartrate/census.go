@@ -121,18 +121,19 @@ func awaitNothingLeft(ctx context.Context, s *bench.Server, before map[string]in
 	}
 }
 
-// processCPU is the CPU of a process and of the children that it has waited for, in steps of 10 ms.
-func processCPU(pid int) time.Duration {
+// processCPU is the CPU of a process, and of the children that it has waited for, in steps of 10 ms; zero when it has
+// ended.
+func processCPU(pid int) (own, children time.Duration) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0
+		return 0, 0
 	}
 	// The command's name, in brackets, may hold spaces: utime, stime, cutime and cstime count from behind it (proc(5)).
 	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	var ticks int64
-	for _, field := range fields[11:15] {
-		n, _ := strconv.ParseInt(field, 10, 64)
-		ticks += n
+	var ticks [4]time.Duration
+	for i := range ticks {
+		n, _ := strconv.ParseInt(fields[11+i], 10, 64)
+		ticks[i] = time.Duration(n) * 10 * time.Millisecond
 	}
-	return time.Duration(ticks) * 10 * time.Millisecond
+	return ticks[0] + ticks[1], ticks[2] + ticks[3]
 }

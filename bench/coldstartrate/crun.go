@@ -126,7 +126,7 @@ func (l *crunLoop) run(ctx context.Context, long time.Duration) sum {
 		})
 	}
 	group.Wait()
-	all := sum{time: time.Since(begun), cpu: childrenCPU() - used}
+	all := sum{time: time.Since(begun), children: childrenCPU() - used}
 	for _, s := range sums {
 		all.add(s)
 	}

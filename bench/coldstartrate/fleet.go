@@ -19,7 +19,7 @@ import (
 
 const (
 	// lookEvery is how often the server is asked which services are at zero.
-	lookEvery = 100 * time.Millisecond
+	lookEvery = 250 * time.Millisecond
 	// answerPatience is how long a request may take.
 	answerPatience = 30 * time.Second
 )
@@ -210,18 +210,16 @@ func (f *fleet) closedLoop(ctx context.Context) sum {
 		})
 	}
 	time.Sleep(warmUp)
-	n, used, begun := lives.Load(), f.cpu(), time.Now()
+	n, begun := lives.Load(), time.Now()
+	own, children := processCPU(f.server.PID)
 	time.Sleep(slice)
-	s := sum{lives: int(lives.Load() - n), time: time.Since(begun), cpu: f.cpu() - used}
+	s := sum{lives: int(lives.Load() - n), time: time.Since(begun)}
+	ownAfter, childrenAfter := processCPU(f.server.PID)
+	s.own, s.children = ownAfter-own, childrenAfter-children
 	close(stop)
 	group.Wait()
 	s.err = errors.Join(errs...)
 	return s
-}
-
-// cpu is the CPU of the server and of the processes it has waited for: crun's and the instances'.
-func (f *fleet) cpu() time.Duration {
-	return processCPU(f.server.PID)
 }
 
 // openLoop asks services at zero at a rate, for a time, whether those before have been answered or not. It returns how

@@ -183,6 +183,11 @@ func (b *bundle) config() (*specs.Spec, error) {
 		config.Linux.Namespaces = append(config.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: b.users})
 		config.Linux.UIDMappings, config.Linux.GIDMappings = b.ids.mappings(), b.ids.mappings()
 	}
+	if b.compiled() {
+		// The runtime takes the compiled filter. One that did not would let no system call pass.
+		config.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
+		return config, nil
+	}
 	filter, err := seccomp.GetDefaultProfile(config)
 	if err != nil {
 		return nil, fmt.Errorf("making the container's system call filter: %w", err)
@@ -190,6 +195,9 @@ func (b *bundle) config() (*specs.Spec, error) {
 	config.Linux.Seccomp = filter
 	return config, nil
 }
+
+// compiled tells whether the annotations have the system call filter as the runtime compiled it before.
+func (b *bundle) compiled() bool { return b.annotations[compiledFilter] != "" }
 
 // capabilities gives root what it may have, and other users none that they could use or regain.
 func (b *bundle) capabilities() *specs.LinuxCapabilities {

@@ -20,6 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// compiledFilter is the annotation by which crun is given a system call filter that it has compiled before.
+const compiledFilter = "run.oci.seccomp_bpf_data"
+
 // ociRuntime is an OCI runtime program: crun, or runc.
 type ociRuntime struct {
 	path      string
@@ -195,7 +198,7 @@ func (r *ociRuntime) annotations(capabilities []string) map[string]string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if filter, ok := r.filters[strings.Join(capabilities, " ")]; ok {
-		return map[string]string{"run.oci.seccomp_bpf_data": filter}
+		return map[string]string{compiledFilter: filter}
 	}
 	return nil
 }
