@@ -41,10 +41,6 @@ func (r *Reconciler) InstancesChanged(revision autoscaler.Key) {
 // reconcilePods makes the pods of a revision show its instances, and stops the instances whose pods were deleted.
 // A pod is there from when its instance begins to start until nothing of it is left.
 func (r *Reconciler) reconcilePods(ctx context.Context, id autoscaler.Key) error {
-	revision, err := get[serving.Revision](ctx, r, serving.KindRevision, id.Namespace, id.Revision)
-	if err != nil {
-		return err
-	}
 	r.mu.Lock()
 	gone := map[string]struct{}{}
 	for name := range r.pods[id] {
@@ -60,9 +56,8 @@ func (r *Reconciler) reconcilePods(ctx context.Context, id autoscaler.Key) error
 		switch {
 		case known:
 			errs = append(errs, r.updatePod(ctx, id, name, instance))
-		case revision == nil || revision.DeletionTimestamp != nil:
 		case instance.State == engine.Starting || instance.State == engine.Ready:
-			errs = append(errs, r.createPod(ctx, id, podOf(revision, instance, r.Node)))
+			errs = append(errs, r.createPod(ctx, id, instance))
 		}
 	}
 	for name := range gone {
@@ -71,8 +66,14 @@ func (r *Reconciler) reconcilePods(ctx context.Context, id autoscaler.Key) error
 	return errors.Join(errs...)
 }
 
-func (r *Reconciler) createPod(ctx context.Context, id autoscaler.Key, pod *serving.Pod) error {
-	_, err := r.Store.Create(ctx, pod)
+// createPod makes the pod of an instance, unless its revision goes.
+func (r *Reconciler) createPod(ctx context.Context, id autoscaler.Key, instance autoscaler.InstanceStatus) error {
+	revision, err := get[serving.Revision](ctx, r, serving.KindRevision, id.Namespace, id.Revision)
+	if err != nil || revision == nil || revision.DeletionTimestamp != nil {
+		return err
+	}
+	pod := podOf(revision, instance, r.Node)
+	_, err = r.Store.Create(ctx, pod)
 	if errors.Is(err, store.ErrTerminating) || errors.Is(err, store.ErrNotFound) {
 		return nil // the namespace goes, and the revision with it
 	}
