@@ -38,9 +38,10 @@ const (
 	leastRatio = 1.5
 )
 
-// flags have instances end half a second after their request, and every service keep a prepared instance.
+// flags have instances end half a second after their request, every service keep a prepared instance, and as many
+// instances start at a time as crun makes containers.
 var flags = []string{
-	"--stable-window", "250ms", "--tick", "250ms", "--scale-to-zero-grace", "0s", "--prepared-memory", "2Gi", "--memory", "64Mi",
+	"--stable-window", "250ms", "--tick", "250ms", "--scale-to-zero-grace", "0s", "--prepared-memory", "2Gi", "--starts-at-once", fmt.Sprint(workers), "--memory", "64Mi",
 }
 
 func main() {
