@@ -42,7 +42,7 @@ const unreadyPatience = 10 * time.Second
 type Decision struct {
 	Desired int
 	Panic   bool          // load grew so fast that the short window decides, and no instance is taken away
-	Again   time.Duration // when to decide again at the latest, if not 0: requests wait that are about to get a place
+	Again   time.Duration // when to decide again at the latest, if not 0: requests wait that should have got a place by then
 }
 
 // Decide says how many instances a revision should have. It is Knative's algorithm, and two rules of ours in
@@ -110,31 +110,39 @@ func (s *State) average(scale Scale, in Input) (wanted int, panicking bool) {
 }
 
 // atOnce is what requests that wait want now: instances for all that is there, the waiting and the running. Of
-// instances that are starting already it asks no more than that, so a burst is answered once. Requests that get a place
-// soon from those that run are not worth an instance, and have it looked at again when they should have got it.
+// instances that are starting already it asks no more than that, so a burst is answered once.
 //
-// What the busiest moment filled is kept for a stable window: a burst that comes again finds it. Averages know nothing of
+// Requests are quick or slow. So many instances are asked for that those who wait should have a place within
+// scale.Patience: requests of a millisecond that wait for each other are not worth an instance, requests of a second are
+// worth one each. When that was expected, nothing starts, and it turns out wrong, the next look asks for all.
+//
+// What the busiest moment wanted is kept for a stable window: a burst that comes again finds it. Averages know nothing of
 // moments, and would take away what is started anew a moment later.
 //
 // Instances that have been unready for long are made up for while requests wait, once: never by more than the load
 // asks for, so that a revision whose instances all turn unready does not grow without end.
 func (s *State) atOnce(scale Scale, in Input) (wanted int, again time.Duration) {
 	requests := in.InFlight + in.Waiting
-	// With a target below 1 there would be more instances than requests, of no use to any.
-	n := min(int(math.Ceil(float64(requests)/scale.room(in.Ready))), requests)
-	asks := in.Waiting > 0
-	if left := scale.Patience - max(in.Longest, in.nextPlace(scale)); asks && left > 0 {
-		asks, again = false, scale.Patience-in.Longest
+	instances := float64(requests) / scale.room(in.Ready)
+	late := in.Waiting > 0 && in.Starting == 0 && in.Longest >= scale.Patience
+	if in.Service > 0 && in.Ready > in.Unready && scale.Concurrency > 0 && !late {
+		// A place is free for (Service+Patience)/Service requests one after the other.
+		instances *= float64(in.Service) / float64(in.Service+scale.Patience)
+		if in.Waiting > 0 {
+			again = max(scale.Patience-in.Longest, 0)
+		}
 	}
-	if asks {
+	// With a target below 1 there would be more instances than requests, of no use to any.
+	n := min(int(math.Ceil(instances)), requests)
+	if in.Waiting > 0 {
 		n = max(n, scale.Activation)
 		n += min(n, in.Unready)
 	}
 	kept := min(s.peaks.over(scale.StableWindow, in.Now, n), in.Ready+in.Starting)
-	if !asks {
-		return kept, again
+	if in.Waiting == 0 {
+		return kept, 0
 	}
-	return max(n, kept), 0
+	return max(n, kept), again
 }
 
 // room is how many requests at once an instance is counted for when requests wait. The first instances are meant to
@@ -150,15 +158,6 @@ func (s Scale) room(ready int) float64 {
 	default:
 		return s.TotalTarget
 	}
-}
-
-// nextPlace is how long those that wait will have waited, about, when instances that are ready have taken them all.
-func (in Input) nextPlace(scale Scale) time.Duration {
-	places := (in.Ready - in.Unready) * scale.Concurrency
-	if places <= 0 || in.Service <= 0 {
-		return math.MaxInt64
-	}
-	return time.Duration(min(float64(in.Waiting)*float64(in.Service)/float64(places), float64(time.Hour)))
 }
 
 // greatest remembers numbers for a time and knows the greatest: greatest first and oldest first. A number that is

@@ -42,7 +42,7 @@ func TestDecide_RequestsThatWaitAskForAllOfThemAtOnce(t *testing.T) {
 		{"others are filled", 10, nil, Input{Ready: 1, InFlight: 10, Waiting: 10}, 2},
 		{"by requests a second, places count too", 10, []string{"metric", "rps"}, Input{Ready: 1, InFlight: 10, Waiting: 11}, 3},
 		{"a place is near", 10, nil, Input{Ready: 1, InFlight: 10, Waiting: 10, Service: 5 * time.Millisecond}, 1},
-		{"it is not near for so many", 10, nil, Input{Ready: 1, InFlight: 10, Waiting: 20, Service: 5 * time.Millisecond}, 3},
+		{"not for so many", 10, nil, Input{Ready: 1, InFlight: 10, Waiting: 40, Service: 5 * time.Millisecond}, 2},
 		{"it was near, and did not come", 10, nil, Input{Ready: 1, InFlight: 10, Waiting: 10, Service: 5 * time.Millisecond, Longest: 10 * time.Millisecond}, 2},
 		{"instances that take no requests have no places", 10, nil, Input{Ready: 1, Unready: 1, InFlight: 10, Waiting: 10, Service: time.Millisecond}, 3},
 	} {
