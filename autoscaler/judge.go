@@ -21,8 +21,13 @@ func (j *Judge) Look(scale Scale, tick time.Duration, in Input, load Load) Decis
 		j.window = newWindow(scale.StableWindow, tick, load)
 	}
 	if j.window != nil {
-		in.Stable = j.window.mean(scale.Metric, load, scale.StableWindow, scale.PanicWindow)
-		in.Panic = j.window.mean(scale.Metric, load, scale.PanicWindow, scale.PanicWindow)
+		if scale.Decaying {
+			in.Stable = j.window.decayed(scale.Metric, load, scale.StableWindow)
+			in.Panic = j.window.decayed(scale.Metric, load, scale.PanicWindow)
+		} else {
+			in.Stable = j.window.mean(scale.Metric, load, scale.StableWindow, scale.PanicWindow)
+			in.Panic = j.window.mean(scale.Metric, load, scale.PanicWindow, scale.PanicWindow)
+		}
 		in.Service = j.window.service(load)
 	}
 	decision, state := Decide(scale, in, j.state)

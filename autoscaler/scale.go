@@ -49,6 +49,7 @@ type Scale struct {
 	Patience             time.Duration // requests that get a place within this time start no instance
 	StableWindow         time.Duration
 	PanicWindow          time.Duration
+	Decaying             bool    // the averages weigh what is newer more
 	PanicThreshold       float64 // ratio of desired to ready instances that starts panic, e.g. 2.0
 	MaxScaleUpRate       float64
 	MaxScaleDownRate     float64

@@ -123,6 +123,7 @@ func (s Settings) Scale(annotations map[string]string, containerConcurrency int6
 	scale.PanicWindow = max(time.Second, time.Duration(float64(scale.StableWindow)*percent/100))
 	scale.PanicWindow = min(scale.PanicWindow, scale.StableWindow)
 	r.targets(s, &scale, containerConcurrency)
+	scale.Decaying = r.decaying()
 	r.bounds(&scale)
 	if err := errors.Join(r.errs...); err != nil {
 		return Scale{}, err
@@ -155,6 +156,18 @@ func (r *annotationReader) metric() string {
 		return known[0]
 	}
 	return value
+}
+
+// decaying tells whether averages weigh what is newer more. Class hpa has no such choice.
+func (r *annotationReader) decaying() bool {
+	key, value, ok := autoscaling.MetricAggregationAlgorithmAnnotation.Get(r.annotations)
+	switch {
+	case !ok || value == "" || value == autoscaling.MetricAggregationAlgorithmLinear || r.horizontal():
+		return false
+	case value != autoscaling.MetricAggregationAlgorithmWeightedExponential && value != autoscaling.MetricAggregationAlgorithmWeightedExponentialAlt:
+		r.refuse(key, value, fmt.Sprintf("give %q or %q", autoscaling.MetricAggregationAlgorithmLinear, autoscaling.MetricAggregationAlgorithmWeightedExponential))
+	}
+	return true
 }
 
 func (r *annotationReader) int(keys kmap.KeyPriority, otherwise, least int) int {

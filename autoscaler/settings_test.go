@@ -93,6 +93,8 @@ func TestScale_AppliesAnnotations(t *testing.T) {
 			s.Concurrency, s.Metric, s.CPUTarget, s.TotalTarget, s.Target = 80, "cpu", 0.75, 80, 56
 		}},
 		{"no CPU target", annotate(cpuTarget, "disabled"), 0, func(*Scale) {}},
+		{"averages that decay", annotate("metric-aggregation-algorithm", "weighted-exponential"), 0, func(s *Scale) { s.Decaying = true }},
+		{"averages that do not", annotate("metricAggregationAlgorithm", "linear"), 0, func(*Scale) {}},
 		{"delays", annotate("scale-down-delay", "15m", "scale-to-zero-pod-retention-period", "1m1.5s"), 0, func(s *Scale) {
 			s.ScaleDownDelay, s.ScaleToZeroRetention = 15*time.Minute, 61500*time.Millisecond
 		}},
@@ -132,6 +134,7 @@ func TestScale_RefusesWhatItCannotUse(t *testing.T) {
 		{annotate("class", hpa, "metric", "rps"), []string{`metric is "rps"`, `"cpu" or "memory"`}},
 		{annotate("class", hpa, "metric", "memory"), []string{`metric is "memory"`, "give autoscaling.knative.dev/target too", "MiB"}},
 		{annotate("class", hpa, "target", "much"), []string{`target is "much"`}},
+		{annotate("metric-aggregation-algorithm", "median"), []string{`metric-aggregation-algorithm is "median"`, `"linear" or "weighted-exponential"`}},
 		{annotate("class", "mine.example.com"), []string{`class is "mine.example.com"`, `"kpa.autoscaling.knative.dev"`, `"hpa.autoscaling.knative.dev"`}},
 		{annotate(cpuTarget, "1"), []string{`scaling-cpu-target is "1"`, `from 0.1 to 0.95, or "disabled"`}},
 		{annotate(cpuTarget, "NaN"), []string{`scaling-cpu-target is "NaN"`}},
