@@ -69,6 +69,8 @@ type Autoscaler struct {
 	sparing  int // spares that are being prepared
 	refilled bool
 
+	pressure pressure
+
 	startEnded time.Time   // when a start last ended
 	spareDue   time.Time   // when the next spare is made although instances start; zero when none is to be made
 	spareTimer *time.Timer // looks again whether one may be made
@@ -307,6 +309,7 @@ func (a *Autoscaler) loop(ctx context.Context) {
 			for f := range a.busy {
 				a.look(ctx, f)
 			}
+			a.tend(time.Now())
 		}
 		a.startQueued(ctx)
 		a.makeRoom(ctx)

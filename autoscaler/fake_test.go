@@ -29,6 +29,7 @@ type fakeEngine struct {
 	starting   int
 	startsMost int // most that were in Start at one moment
 	pulls      int
+	reclaim    func(*fakeInstance) (int64, error)
 	usage      func(*fakeInstance) (engine.Usage, error)
 }
 
@@ -105,9 +106,10 @@ type fakeInstance struct {
 
 	readiness chan bool
 	restarts  atomic.Int64
-	drained   atomic.Bool // Drain was called
-	idleSince time.Time   // see fakePool.Idle
+	drained   atomic.Bool  // Drain was called
+	idleSince atomic.Int64 // see fakePool.Idle, in nanoseconds since 1970
 	frozen    atomic.Bool
+	reclaims  atomic.Int64
 
 	started, stopped bool // guarded by engine.mu
 }
@@ -348,10 +350,10 @@ func (p *fakePool) Idle(instance engine.Instance) (since time.Time, frozen bool)
 	if !p.instances[instance] || p.suspended[instance] {
 		return time.Time{}, false
 	}
-	if i.idleSince.IsZero() {
+	if i.idleSince.Load() == 0 {
 		return p.idleSince[instance], i.Frozen()
 	}
-	return i.idleSince, i.Frozen()
+	return time.Unix(0, i.idleSince.Load()), i.Frozen()
 }
 
 func (p *fakePool) Spread(n int) {
@@ -502,7 +504,10 @@ func (i *fakeInstance) Thaw() error { i.frozen.Store(false); return nil }
 
 func (i *fakeInstance) Frozen() bool { return i.frozen.Load() }
 
-func (*fakeInstance) Reclaim() (int64, error) { return 0, errors.ErrUnsupported }
+func (i *fakeInstance) Reclaim() (int64, error) {
+	i.reclaims.Add(1)
+	return i.engine.reclaim(i)
+}
 
 // spares is memory for so many prepared instances of one container.
 func spares(n int) Amount { return Amount{Bytes: int64(n) * spareBound} }

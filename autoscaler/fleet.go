@@ -91,6 +91,8 @@ type member struct {
 	leave  chan struct{}      // closed when it stops being ready; made when it becomes so
 
 	unreadySince time.Time // when it began to take no requests, in state ready; zero while it takes them
+
+	reclaimedSince time.Time // since when it had been idle when its memory was last reclaimed
 }
 
 // published is what the outside may see of a fleet.
@@ -101,6 +103,7 @@ type published struct {
 	restarts  int // of containers, in instances that are gone
 	turns     uint64
 	instances []InstanceStatus
+	pool      Pool
 	live      []engine.Instance // of the same indexes: asked for what changes by itself
 }
 
@@ -109,8 +112,21 @@ func (p *published) statuses() []InstanceStatus {
 	all := slices.Clone(p.instances)
 	for i := range all {
 		all[i].Containers = p.live[i].Containers()
+		all[i].State, all[i].Since = p.now(i)
 	}
 	return all
+}
+
+// now is an instance's state, and since when: whether a ready one is frozen changes with every request.
+func (p *published) now(i int) (engine.State, time.Time) {
+	state, since := p.instances[i].State, p.instances[i].Since
+	if state != engine.Ready || !p.live[i].Frozen() {
+		return state, since
+	}
+	if idle, frozen := p.pool.Idle(p.live[i]); frozen {
+		return engine.Idle, idle
+	}
+	return state, since
 }
 
 // same tells whether the statuses are equal. Failures are told apart by their number: errors need not be comparable.
@@ -171,7 +187,7 @@ func (f *fleet) missing() int {
 }
 
 func (f *fleet) snapshot() *published {
-	p := &published{failures: f.failures, restarts: f.restarts, turns: f.turns, status: Status{
+	p := &published{pool: f.revision.Pool, failures: f.failures, restarts: f.restarts, turns: f.turns, status: Status{
 		Desired:     f.desired,
 		Prepared:    f.count(engine.Prepared),
 		Starting:    f.count(engine.Starting),
@@ -220,6 +236,7 @@ func (a *Autoscaler) declare(ctx context.Context, f *fleet, revision Revision) {
 	f.revision.Scale = revision.Scale
 	f.revision.Reachable = revision.Reachable
 	f.revision.Prove = revision.Prove
+	f.revision.Throttled = revision.Throttled
 	if revision.Prove && (!f.declared || !before.Prove) {
 		f.proveSince = time.Now()
 		f.judge.state.proven = false
@@ -266,9 +283,13 @@ func (a *Autoscaler) look(ctx context.Context, f *fleet) {
 		in.Used = f.used()
 		a.measure(f, now)
 	}
+	ready := in.Ready
+	in.Ready = f.serving(ready)
 	decision := f.judge.Look(scale, a.settings.Tick, in, load)
+	in.Ready = ready
 	if f.desired != decision.Desired {
 		f.desired = decision.Desired
+		f.revision.Pool.Spread(f.desired)
 		a.change(f)
 	}
 	if f.unready != in.Unready {
@@ -318,7 +339,11 @@ func (a *Autoscaler) rest(f *fleet) {
 func (a *Autoscaler) follow(f *fleet, in Input) {
 	if less := in.Ready - f.desired; less > 0 {
 		// Starting ones are let be: they may fail yet, and are looked at again when they have become ready.
-		a.scaleIn(f, less)
+		if a.keeps(f) {
+			a.letIdle(f, less, in.Now)
+		} else {
+			a.scaleIn(f, less)
+		}
 		return
 	}
 	if f.desired <= in.Ready+in.Starting {

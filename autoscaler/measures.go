@@ -101,7 +101,8 @@ func (m *measures) Collect(metrics chan<- prometheus.Metric) {
 	m.autoscaler.eachPublished(func(_ *fleet, p *published) {
 		for n, i := range p.instances {
 			of := revision{i.Namespace, i.Service, i.Revision}
-			counts[series{of, i.State}]++
+			state, _ := p.now(n)
+			counts[series{of, state}]++
 			if n == 0 {
 				restarted[of] += p.restarts
 			}

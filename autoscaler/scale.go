@@ -35,6 +35,12 @@ type Settings struct {
 	MachineMemory  int64
 	InstanceMemory Amount `flag:"instance-memory" help:"memory that the limits of all instances that run add up to at most, in bytes or percent of the machine's; those for which there is none wait, and idle ones make room; containers without a limit count 512Mi; 0 is no bound. More than 100% is right where programs use less than their limits, as most do"` // default 400 %
 	PreparedMemory Amount `flag:"prepared-memory" help:"memory that prepared instances hold together, in bytes or percent of the machine's: one for each of the revisions used last; 0 keeps none"`                                                                                                                                                                   // default 64Mi
+
+	// IdleKeep, and what is done for MemoryReserve, are about instances whose CPU is withheld between requests.
+	IdleKeep      time.Duration `flag:"idle-keep" help:"longest time that an instance without requests is kept beyond those that load needs, where its CPU is withheld; 0 keeps none"`                                                                                           // default 15 min (contract C51)
+	MemoryReserve Amount        `flag:"memory-reserve" help:"memory that is left free, in bytes or percent of the machine's: when less is, that of instances whose CPU is withheld is moved to swap or disk, and then they are stopped, those idle longest first; 0 never does"` // default 5 %
+	// MemoryAvailable tells how much memory the machine could give to programs now, in bytes. Nothing is done without it.
+	MemoryAvailable func() (int64, error)
 }
 
 // Scale is how one revision scales: Settings with the revision's annotations and containerConcurrency applied.
@@ -64,6 +70,9 @@ type Scale struct {
 // byRequests tells whether the averages of requests count.
 func (s Scale) byRequests() bool { return s.Metric != metricCPU && s.Metric != metricMemory }
 
+// ByConcurrency tells whether Target is a number of requests at the same time.
+func (s Scale) ByConcurrency() bool { return s.Metric == metricConcurrency }
+
 // byUse tells whether what instances use of CPU or memory counts.
 func (s Scale) byUse() bool { return s.CPUTarget > 0 || s.MemoryTarget > 0 }
 
@@ -76,6 +85,9 @@ type Revision struct {
 	// Prove starts Scale.Initial instances at once although there is no request, to prove that the revision
 	// can start (Knative's deployment probe, contract KS13).
 	Prove bool
+	// Throttled says that the pool withholds the CPU from instances between requests: those that load no longer needs are
+	// kept for Settings.IdleKeep.
+	Throttled bool
 	// Reachable is false when no route leads here: min scale is ignored then, and prepared instances are not kept.
 	Reachable bool
 }

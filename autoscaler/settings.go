@@ -43,6 +43,8 @@ func DefaultSettings() Settings {
 		DrainTimeout:          3600 * time.Second,
 		InstanceMemory:        Amount{Percent: 400},
 		PreparedMemory:        Amount{Bytes: 64 << 20},
+		MemoryReserve:         Amount{Percent: 5},
+		IdleKeep:              15 * time.Minute,
 		StartsAtOnce:          2 * runtime.NumCPU(),
 	}
 }
@@ -87,6 +89,8 @@ func (s Settings) Validate() error {
 	check("drain-timeout", s.DrainTimeout >= 0, s.DrainTimeout, "a time from 0 up")
 	check("instance-memory", s.InstanceMemory.valid(), s.InstanceMemory, "a size or a percentage from 0 (no bound) up")
 	check("prepared-memory", s.PreparedMemory.valid(), s.PreparedMemory, "a size or a percentage from 0 (none) up")
+	check("memory-reserve", s.MemoryReserve.valid(), s.MemoryReserve, "a size or a percentage from 0 (never) up")
+	check("idle-keep", s.IdleKeep >= 0, s.IdleKeep, "a time from 0 (keep none) up")
 	check("starts-at-once", s.StartsAtOnce >= 1, s.StartsAtOnce, "a number from 1 up")
 	return errors.Join(errs...)
 }

@@ -24,6 +24,8 @@ type deployFlags struct {
 	setEnv, updateEnv, removeEnv []string
 	clearEnv, http2, insecure    bool
 	affinity                     bool
+	throttling, noThrottling     bool
+	boost, noBoost               bool
 	noTraffic, async             bool
 	tag, revisionSuffix          string
 }
@@ -88,7 +90,12 @@ func (f *deployFlags) bind(c *cobra.Command) {
 	flags.StringVar(&f.minScale, "min-instances", "", "instances that run even without requests, or default; 0 lets the service go to zero")
 	flags.StringVar(&f.maxScale, "max-instances", "", "most instances, or default; 0 is no limit")
 	flags.BoolVar(&f.affinity, "session-affinity", false, "bring a client back to the instance that served it before, by a cookie; false ends it")
-	under("Resources and scaling", flags, "cpu", "memory", "concurrency", "timeout", "min-instances", "max-instances", "session-affinity")
+	flags.BoolVar(&f.throttling, "cpu-throttling", false, "withhold the CPU from instances between requests: they are frozen, and go on with the next one")
+	flags.BoolVar(&f.noThrottling, "no-cpu-throttling", false, "leave the CPU to instances always, as background work needs")
+	flags.BoolVar(&f.boost, "cpu-boost", false, "give instances more CPU than their limit until 10 seconds after they have started")
+	flags.BoolVar(&f.noBoost, "no-cpu-boost", false, "give instances no more CPU than their limit, ever")
+	under("Resources and scaling", flags, "cpu", "memory", "concurrency", "timeout", "min-instances", "max-instances", "session-affinity",
+		"cpu-throttling", "no-cpu-throttling", "cpu-boost", "no-cpu-boost")
 
 	flags.BoolVar(&f.noTraffic, "no-traffic", false, "leave all traffic on the revisions that have it")
 	flags.StringVar(&f.tag, "tag", "", "give the new revision a URL of its own under this tag")
@@ -171,10 +178,16 @@ func (f *deployFlags) change(c *cobra.Command) (*change, error) {
 		affinity:       givenBool("session-affinity", &f.affinity),
 		revisionSuffix: f.revisionSuffix, tag: f.tag, noTraffic: f.noTraffic,
 	}
+	var err error
+	if ch.throttling, err = eitherFlag(c, "cpu-throttling", f.throttling, f.noThrottling); err != nil {
+		return nil, err
+	}
+	if ch.boost, err = eitherFlag(c, "cpu-boost", f.boost, f.noBoost); err != nil {
+		return nil, err
+	}
 	if f.setEnv != nil && (f.updateEnv != nil || f.removeEnv != nil || f.clearEnv) {
 		return nil, usagef("--set-env-vars replaces all variables, so it excludes --update-env-vars, --remove-env-vars and --clear-env-vars")
 	}
-	var err error
 	if ch.envRemove, err = splitNames("remove-env-vars", f.removeEnv); err != nil {
 		return nil, err
 	}
@@ -193,6 +206,20 @@ func (f *deployFlags) change(c *cobra.Command) (*change, error) {
 	}
 	ch.labels, err = splitPairs("labels", "label", f.labels)
 	return ch, err
+}
+
+// eitherFlag reads a flag and its opposite, --no-NAME; nil when neither was given.
+func eitherFlag(c *cobra.Command, name string, yes, no bool) (*bool, error) {
+	given, denied := c.Flags().Changed(name), c.Flags().Changed("no-"+name)
+	switch {
+	case given && denied:
+		return nil, usagef("--%s and --no-%s exclude each other: give one", name, name)
+	case denied:
+		yes = !no
+	case !given:
+		return nil, nil
+	}
+	return &yes, nil
 }
 
 // deploy changes or creates the service and waits for it.

@@ -46,6 +46,8 @@ type change struct {
 	minScale    *string
 	maxScale    *string
 	affinity    *bool
+	throttling  *bool
+	boost       *bool
 	labels      []pair
 
 	revisionSuffix string
@@ -76,6 +78,7 @@ func (ch *change) apply(service *serving.Service) error {
 		return err
 	}
 	ch.applyAffinity(template)
+	ch.applyCPU(template)
 	for _, label := range ch.labels {
 		setLabel(&service.ObjectMeta, label.key, label.value)
 		setLabel(&template.ObjectMeta, label.key, label.value)
@@ -117,6 +120,15 @@ func (ch *change) applyAffinity(template *serving.RevisionTemplateSpec) {
 		setAnnotation(&template.ObjectMeta, serving.AnnotationSessionAffinity, "true")
 	default:
 		delete(template.Annotations, serving.AnnotationSessionAffinity)
+	}
+}
+
+// applyCPU says when instances have the CPU. "false" is not the same as nothing: the server may have another default.
+func (ch *change) applyCPU(template *serving.RevisionTemplateSpec) {
+	for annotation, value := range map[string]*bool{serving.AnnotationThrottling: ch.throttling, serving.AnnotationBoost: ch.boost} {
+		if value != nil {
+			setAnnotation(&template.ObjectMeta, annotation, strconv.FormatBool(*value))
+		}
 	}
 }
 

@@ -56,7 +56,7 @@ func (r *Reconciler) reconcilePods(ctx context.Context, id autoscaler.Key) error
 		switch {
 		case known:
 			errs = append(errs, r.updatePod(ctx, id, name, instance))
-		case instance.State == engine.Starting || instance.State == engine.Ready:
+		case instance.State == engine.Starting || instance.State == engine.Ready || instance.State == engine.Idle:
 			errs = append(errs, r.createPod(ctx, id, instance))
 		}
 	}

@@ -51,7 +51,13 @@ type Config struct {
 	PullTimeout    time.Duration
 	ResolveTimeout time.Duration // default 10 s, as Knative's
 	StartupTimeout time.Duration // contract C45
-	MaxQueue       int           // most waiting requests of one revision
+	// Throttling and Boost are for revisions whose annotations do not say: whether instances have no CPU between requests
+	// (contract C66), and more than their limit while they start (C46).
+	Throttling, Boost bool
+	// IdleDelay is how long an instance without requests keeps the CPU where it is throttled.
+	IdleDelay time.Duration
+
+	MaxQueue int // most waiting requests of one revision
 	// QueueWait tells how long requests of a revision wait for an instance at most, by the average time that its
 	// instances took to start, 0 before the first. Nil is as long as the revision's timeout.
 	QueueWait func(averageStart time.Duration) time.Duration

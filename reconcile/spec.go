@@ -36,15 +36,36 @@ func (r *Reconciler) gatewayRevision(revision *serving.Revision) gateway.Revisio
 		Idle:          seconds(revision.Spec.IdleTimeoutSeconds),
 		Affinity:      revision.Annotations[serving.AnnotationSessionAffinity] == "true",
 		HTTP2:         isHTTP2(user),
-		MaxQueue:      r.MaxQueue,
-		Wake:          func() { r.wake(id) },
-		Short:         func() bool { return r.Autoscaler.Outlook(id).Short },
+		Throttled:     r.throttled(revision),
+		IdleDelay:     r.IdleDelay,
+		Room:          r.room(revision),
+		FreezeFailed: func(instance string, err error) {
+			r.Logger.Warn("the CPU is not withheld from an instance between requests", "service", revision.Labels[serving.LabelService],
+				"revision", revision.Name, "instance", instance, "error", err)
+		},
+		MaxQueue: r.MaxQueue,
+		Wake:     func() { r.wake(id) },
+		Short:    func() bool { return r.Autoscaler.Outlook(id).Short },
 	}
 	if r.QueueWait != nil {
 		of.QueueWait = func() time.Duration { return r.QueueWait(r.Autoscaler.Outlook(id).AverageStart) }
 		of.Full = func() bool { return r.Autoscaler.Outlook(id).Full }
 	}
 	return of
+}
+
+// throttled tells whether instances of a revision have no CPU between requests.
+func (r *Reconciler) throttled(revision *serving.Revision) bool {
+	return serving.Enabled(revision.Annotations, serving.AnnotationThrottling, r.Throttling)
+}
+
+// room is how many requests at the same time an instance of a revision is meant for; 0 where load is not measured so.
+func (r *Reconciler) room(revision *serving.Revision) int {
+	scale, err := r.Scaling.Scale(revision.Annotations, revision.Spec.GetContainerConcurrency())
+	if err != nil || !scale.ByConcurrency() { // the revision's conditions tell the error
+		return 0
+	}
+	return int(scale.Target)
 }
 
 // wake asks for capacity for a revision; when it cannot have any, its requests are told why.
@@ -102,6 +123,7 @@ func (r *Reconciler) declare(ctx context.Context, d *deployment, revision *servi
 	return autoscaler.Revision{
 		Key: d.key, Spec: *d.spec, Scale: scale, Pool: d.activator,
 		Prove:     !revision.IsReady(),
+		Throttled: r.throttled(revision),
 		Reachable: r.reachable(revision),
 	}, nil
 }
@@ -119,6 +141,7 @@ func (r *Reconciler) spec(ctx context.Context, revision *serving.Revision) (engi
 		Namespace: revision.Namespace, Service: revision.Labels[serving.LabelService],
 		Configuration: revision.Labels[serving.LabelConfiguration], Revision: revision.Name,
 		Volumes: volumes, StartupTimeout: r.StartupTimeout,
+		Boost: serving.Enabled(revision.Annotations, serving.AnnotationBoost, r.Boost),
 	}
 	serves, _ := servingContainer(revision)
 	for n, user := range revision.Spec.Containers {

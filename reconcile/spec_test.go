@@ -28,7 +28,7 @@ func TestGatewayRevision_HasWhatTheTemplateSaysOfRequests(t *testing.T) {
 		Concurrency: 7, Timeout: time.Hour, ResponseStart: time.Minute, Idle: 30 * time.Second,
 		Affinity: true, HTTP2: true, MaxQueue: 9,
 	}
-	if diff := cmp.Diff(want, r.gatewayRevision(revision), cmpopts.IgnoreFields(gateway.Revision{}, "Wake", "Short")); diff != "" {
+	if diff := cmp.Diff(want, r.gatewayRevision(revision), cmpopts.IgnoreFields(gateway.Revision{}, "Wake", "Short", "FreezeFailed")); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	revision.Annotations[serving.AnnotationSessionAffinity] = "false"

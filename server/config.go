@@ -48,6 +48,9 @@ type Config struct {
 	Concurrency        int           `flag:"container-concurrency" help:"containerConcurrency of services that set none; 0 is unlimited"`
 	CPU                string        `flag:"cpu" help:"CPU limit of services that set none; empty is no limit"`
 	Memory             string        `flag:"memory" help:"memory limit of services that set none; empty is no limit"`
+	Throttling         bool          `flag:"cpu-throttling" help:"withhold the CPU from instances of services that do not say (--no-cpu-throttling) while they have no requests: they are frozen, and go on with the next request"`
+	IdleDelay          time.Duration `flag:"idle-delay" help:"how long an instance keeps the CPU after its last request, where it is withheld between requests"`
+	Boost              bool          `flag:"startup-cpu-boost" help:"give instances of services that do not say (--no-cpu-boost) more CPU than their limit until 10s after they have started"`
 	StartupTimeout     time.Duration `flag:"startup-timeout" help:"longest time from an instance's start to its first request"`
 	MaxQueue           int           `flag:"max-queue" help:"most requests of one revision that wait for an instance at the same time"`
 	QueueWait          QueueWait     `flag:"queue-wait" help:"longest time that a request waits for an instance, then 429 where there are as many as there may be and 500 where they start too slowly; 0 is as long as its timeout, auto is as Cloud Run: 3.5 times the average start, at least 10s"`
@@ -91,6 +94,7 @@ func DefaultConfig() Config {
 		MaxRevisionTimeout: 3600 * time.Second,
 		CPU:                "1",
 		Memory:             "512Mi",
+		IdleDelay:          100 * time.Millisecond,
 		StartupTimeout:     240 * time.Second,
 		MaxQueue:           10000,
 		ShutdownTimeout:    30 * time.Second,
@@ -124,6 +128,9 @@ func (c Config) check() error {
 		if d <= 0 {
 			wrong(flag, d, "it must be longer than 0")
 		}
+	}
+	if c.IdleDelay < 0 {
+		wrong("idle-delay", c.IdleDelay, "it must be 0 or longer")
 	}
 	if c.RevisionTimeout > c.MaxRevisionTimeout {
 		wrong("revision-timeout", c.RevisionTimeout, fmt.Sprintf("it must not be longer than --max-revision-timeout, %v", c.MaxRevisionTimeout))

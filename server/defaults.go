@@ -29,6 +29,8 @@ func cloudRunConfig() Config {
 	config.Concurrency = 80
 	config.QueueWait = QueueWaitAuto
 	config.PrivateCookies = true
+	config.Throttling = true
+	config.Boost = true
 	config.Scaling = autoscaler.CloudRunSettings()
 	return config
 }

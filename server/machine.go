@@ -9,6 +9,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// availableMemory is how much memory programs can still be given, in bytes, without swapping.
+func availableMemory() (int64, error) {
+	const file = "/proc/meminfo"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0, fmt.Errorf("asking for the machine's free memory: %w", err)
+	}
+	for line := range bytes.Lines(text) {
+		value, ok := bytes.CutPrefix(line, []byte("MemAvailable:"))
+		if !ok {
+			continue
+		}
+		if fields := bytes.Fields(value); len(fields) > 0 {
+			if kilobytes, err := strconv.ParseInt(string(fields[0]), 10, 64); err == nil {
+				return kilobytes << 10, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("asking for the machine's free memory: %s has no line MemAvailable", file)
+}
+
 // machineMemory is how much memory the machine has, in bytes; where the server is in a container, what that may use.
 func machineMemory() (int64, error) {
 	var info unix.Sysinfo_t

@@ -142,12 +142,16 @@ func open(config Config) (_ *server, err error) {
 			return nil, err
 		}
 	}
+	if config.Scaling.MemoryAvailable == nil {
+		config.Scaling.MemoryAvailable = availableMemory
+	}
 	s.autoscaler = autoscaler.New(s.engine, config.Scaling, s.logger, metrics)
 	s.reconciler = reconcile.New(reconcile.Config{
 		// A deploy does not wait for the disk at each of its steps, but at its end.
 		Store: s.store.Deferred(), Durable: s.store, Images: s.images, Engine: s.engine, Autoscaler: s.autoscaler, Gateway: s.gateway, Identity: issuer,
 		Scaling: config.Scaling, Logger: s.logger,
 		URL: s.url, Domain: config.Domain, Certificates: s.certificates, TLSPort: s.tlsPort(), Redirect: config.TLS.Redirect,
+		Throttling: config.Throttling, Boost: config.Boost, IdleDelay: config.IdleDelay,
 		PullTimeout: config.PullTimeout, StartupTimeout: config.StartupTimeout, MaxQueue: config.MaxQueue, QueueWait: config.QueueWait.limit(),
 		GatewayAddress: reachable(s.addresses.Gateway), Node: s.node(), RevisionGone: s.revisionGone,
 	})

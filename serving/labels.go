@@ -1,6 +1,8 @@
 package serving
 
 import (
+	"strings"
+
 	"knative.dev/serving/pkg/apis/autoscaling"
 	"knative.dev/serving/pkg/apis/serving"
 )
@@ -48,6 +50,17 @@ const (
 	ConditionInstancesHealthy = "InstancesHealthy"
 	ReasonCrashLoop           = "CrashLoop"
 )
+
+// Enabled tells whether an annotation is "true", in any case; one that is not there, or says neither, is as otherwise.
+func Enabled(annotations map[string]string, key string, otherwise bool) bool {
+	switch value := annotations[key]; {
+	case strings.EqualFold(value, "true"):
+		return true
+	case strings.EqualFold(value, "false"):
+		return false
+	}
+	return otherwise
+}
 
 // Berth's own annotations, where neither Knative nor Cloud Run has one.
 const (

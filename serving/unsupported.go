@@ -63,6 +63,14 @@ func unsupportedTemplate(template *RevisionTemplateSpec) (refused *apis.FieldErr
 		refused = refusal(fmt.Sprintf("%q says nothing about session affinity; set it to \"true\" or \"false\"", value),
 			"metadata.annotations["+AnnotationSessionAffinity+"]")
 	}
+	for key, what := range map[string]string{
+		AnnotationThrottling: "whether the CPU is withheld between requests",
+		AnnotationBoost:      "whether there is more CPU while an instance starts",
+	} {
+		if value, ok := template.Annotations[key]; ok && !strings.EqualFold(value, "true") && !strings.EqualFold(value, "false") {
+			refused = refused.Also(refusal(fmt.Sprintf("%.64q does not say %s; set it to \"true\" or \"false\"", value, what), "metadata.annotations["+key+"]"))
+		}
+	}
 	return refused.Also(unsupportedPod(template.Spec.PodSpec).ViaField("spec"))
 }
 
