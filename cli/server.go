@@ -30,7 +30,7 @@ func serverHeadings() []heading {
 		{"Running instances", []string{"runtime", "instance-network", "dns", "user-namespaces", "starts-at-once", "idle-delay", "idle-keep", "instance-memory", "prepared-memory", "memory-reserve", "stop-grace", "drain-timeout", "startup-timeout", "log-keep"}},
 		{"Images", []string{"insecure-registry", "docker-config", "pull-timeout", "image-keep"}},
 		{"Defaults of services", []string{"defaults", "cpu", "memory", "container-concurrency", "revision-timeout", "max-revision-timeout", "cpu-throttling", "startup-cpu-boost", "min-instances", "max-instances", "initial-scale"}},
-		{"Scaling", []string{"target", "target-utilization", "cpu-target", "rps-target", "stable-window", "panic-window-percent", "panic-threshold-percent", "tick", "max-scale-up-rate", "max-scale-down-rate", "scale-to-zero-grace", "scale-to-zero-retention"}},
+		{"Scaling", []string{"target", "target-utilization", "patience", "cpu-target", "rps-target", "stable-window", "panic-window-percent", "panic-threshold-percent", "tick", "max-scale-up-rate", "max-scale-down-rate", "scale-to-zero-grace", "scale-to-zero-retention"}},
 		{"Requests", []string{"max-queue", "queue-wait", "trust-forwarded", "private-cookies", "server-timing", "access-log", "shutdown-timeout"}},
 		{"HTTPS", []string{"gateway-tls-address", "tls-cert", "tls-key", "https-redirect", "acme", "acme-email", "acme-directory", "acme-ca"}},
 		{"Limits of clients", []string{"max-header-bytes", "max-header-fields", "max-url-length", "max-request-body", "read-header-timeout", "keep-alive-timeout", "write-timeout", "max-streams", "max-resets", "max-connections", "max-connections-per-client"}},
