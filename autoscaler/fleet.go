@@ -87,6 +87,7 @@ type member struct {
 
 	slot *time.Timer // ends its hold of one of Autoscaler.slots; nil when it holds none
 
+	hurry  chan struct{}      // closed when it is claimed while it is prepared ahead; nil for others
 	cancel context.CancelFunc // ends the step in progress; nil between steps
 	leave  chan struct{}      // closed when it stops being ready; made when it becomes so
 

@@ -47,6 +47,8 @@ func (a *Autoscaler) begin(ctx context.Context, f *fleet, retry bool) {
 		a.prepare(ctx, f, m)
 	case m.instance != nil:
 		a.start(ctx, f, m)
+	default:
+		close(m.hurry)
 	}
 }
 
@@ -98,8 +100,16 @@ func (a *Autoscaler) prepare(ctx context.Context, f *fleet, m *member) {
 	var held int64
 	spec, ahead := f.revision.Spec, !m.claimed
 	m.spare = ahead
+	if ahead {
+		m.hurry = make(chan struct{})
+	}
+	hurry := m.hurry
 	a.step(func() {
-		instance, err = a.engine.Prepare(ctx, spec)
+		if ahead {
+			instance, err = a.prepareAhead(ctx, spec, hurry)
+		} else {
+			instance, err = a.engine.Prepare(ctx, spec)
+		}
 		switch {
 		case !ahead && isMissingImage(err): // nothing is fetched only to have something ready
 			instance, err = a.fetchAndPrepare(ctx, spec)

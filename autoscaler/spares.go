@@ -124,6 +124,16 @@ func (a *Autoscaler) isQuiet(now time.Time) bool {
 	return false
 }
 
+// prepareAhead prepares an instance that nobody waits for until hurry is closed, at a low priority where the engine can.
+func (a *Autoscaler) prepareAhead(ctx context.Context, spec engine.Spec, hurry <-chan struct{}) (engine.Instance, error) {
+	if patient, ok := a.engine.(interface {
+		PrepareAhead(ctx context.Context, spec engine.Spec, hurry <-chan struct{}) (engine.Instance, error)
+	}); ok {
+		return patient.PrepareAhead(ctx, spec, hurry)
+	}
+	return a.engine.Prepare(ctx, spec)
+}
+
 // measure returns what a prepared instance holds, in bytes; 0 when the engine cannot tell.
 func measure(instance engine.Instance) int64 {
 	usage, err := instance.Usage()

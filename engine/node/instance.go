@@ -35,7 +35,8 @@ type instance struct {
 	link       *link
 	volumes    *volumes // nil when there are none
 	log        *revisionLog
-	containers []*container // the one that requests go to, then the sidecars
+	containers []*container    // the one that requests go to, then the sidecars
+	hurry      <-chan struct{} // while preparing what nobody waits for: closed when somebody does
 
 	readiness chan bool     // see Readiness
 	ending    chan struct{} // closed when no container is to be started again: the instance is stopped, or was broken

@@ -121,7 +121,7 @@ func (l *life) create(ctx context.Context, b *bundle) error {
 		return err
 	}
 	l.output = output
-	pid, err := e.runtime.create(ctx, c.id, l.rootfs.dir, l.rootfs.null, stdout, stderr)
+	pid, err := e.runtime.create(ctx, c.id, l.rootfs.dir, l.rootfs.null, stdout, stderr, i.hurry)
 	stdout.Close()
 	stderr.Close()
 	l.rootfs.release()

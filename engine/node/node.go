@@ -270,6 +270,11 @@ func (e *Engine) Pull(ctx context.Context, spec engine.Spec, report func(engine.
 
 // Prepare implements engine.Engine. Its error is a *engine.StartError when the image or the spec is at fault.
 func (e *Engine) Prepare(ctx context.Context, spec engine.Spec) (engine.Instance, error) {
+	return e.prepareInstance(ctx, spec, nil)
+}
+
+// prepareInstance prepares an instance. Where nobody waits for it, hurry tells when somebody does; else it is nil.
+func (e *Engine) prepareInstance(ctx context.Context, spec engine.Spec, hurry <-chan struct{}) (engine.Instance, error) {
 	if err := checkSpec(spec); err != nil {
 		return nil, fmt.Errorf("preparing an instance: %w", err)
 	}
@@ -278,7 +283,10 @@ func (e *Engine) Prepare(ctx context.Context, spec engine.Spec) (engine.Instance
 		return nil, err
 	}
 	defer e.preparing.Done()
-	if err := i.prepare(ctx); err != nil {
+	i.hurry = hurry
+	err = i.prepare(ctx)
+	i.hurry = nil
+	if err != nil {
 		i.abandon()
 		var start *engine.StartError
 		if errors.As(err, &start) || ctx.Err() != nil {

@@ -93,8 +93,9 @@ func (r *ociRuntime) protect(dir string) error {
 
 // create makes a container that waits for release, and returns its first process. It fails with what the
 // runtime said. stdin, stdout and stderr become the container's: crun gives them to its user.
-func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdin, stdout, stderr *os.File) (int, error) {
-	return r.run(ctx, bundle, []*os.File{stdin, stdout, stderr}, "create", "--bundle", bundle, id)
+// Where nobody waits for it, hurry tells when somebody does; else it is nil.
+func (r *ociRuntime) create(ctx context.Context, id, bundle string, stdin, stdout, stderr *os.File, hurry <-chan struct{}) (int, error) {
+	return r.run(ctx, hurry, bundle, []*os.File{stdin, stdout, stderr}, "create", "--bundle", bundle, id)
 }
 
 // exec starts a process in a container that runs, as process.json in dir describes it.
@@ -105,12 +106,12 @@ func (r *ociRuntime) exec(ctx context.Context, id, dir string, s *streams) (int,
 		args = append(args, "--console-socket", s.listener.Addr().String())
 		files = []*os.File{nil, nil, nil}
 	}
-	return r.run(ctx, dir, files, append(args, id)...)
+	return r.run(ctx, nil, dir, files, append(args, id)...)
 }
 
 // run runs the runtime with a command that starts a process, with the three files as its stdin, stdout and stderr. It
-// returns the process, or fails with what the runtime said. dir takes what the runtime writes.
-func (r *ociRuntime) run(ctx context.Context, dir string, files []*os.File, args ...string) (int, error) {
+// returns the process, or fails with what the runtime said. dir takes what the runtime writes. hurry is as in create.
+func (r *ociRuntime) run(ctx context.Context, hurry <-chan struct{}, dir string, files []*os.File, args ...string) (int, error) {
 	pidFile, logFile := filepath.Join(dir, "pid"), filepath.Join(dir, "runtime.log")
 	args = slices.Concat([]string{"--root", r.root, "--log", logFile, "--log-format", "json", args[0], "--pid-file", pidFile}, args[1:])
 	cmd := exec.CommandContext(ctx, r.program, args...)
@@ -129,6 +130,7 @@ func (r *ociRuntime) run(ctx context.Context, dir string, files []*os.File, args
 	if err := r.namespace.do(cmd.Start); err != nil {
 		return 0, fmt.Errorf("running %q: %w", r.path, err)
 	}
+	raise := lower(cmd.Process.Pid, hurry)
 	waitErr := cmd.Wait()
 	if waitErr != nil {
 		reapGroup(cmd.Process.Pid)
@@ -146,6 +148,7 @@ func (r *ociRuntime) run(ctx context.Context, dir string, files []*os.File, args
 		pid, err = strconv.Atoi(string(bytes.TrimSpace(text)))
 		return err
 	})
+	raise(pid)
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
