@@ -5,11 +5,12 @@
 # make conformance        Knative Serving's own conformance tests; make conformance-twice is twice, 8 tests at once
 # make soak     two minutes of all that may happen under load, of which no request may fail, and 2,000 streams; SOAK=30m is longer
 # make soak-informer      an hour of client-go's informers, writes and restarts; SOAK=10m is another time
+# make bench-autoscaler        scaling in virtual time, beside Knative's; TRACE=folder replays files of the Azure Functions 2019 trace
 # make bench    every benchmark; make bench-coldstart and so on run one
 # make bench-gateway-peers    the gateway beside HAProxy and Caddy too
 
 GO ?= go
-BENCH = coldstart coldstart-rate services gateway idle burst
+BENCH = autoscaler coldstart coldstart-rate services gateway idle burst
 
 .PHONY: all deps demo check test conformance conformance-twice soak soak-informer bench $(BENCH:%=bench-%) bench-gateway-peers
 
@@ -60,6 +61,9 @@ bench-coldstart-rate: deps bin/berth
 
 bench-coldstart bench-services bench-idle bench-burst: bench-%: deps bin/berth
 	$(GO) run ./bench/$*
+
+bench-autoscaler:
+	$(GO) run ./bench/autoscaler $(if $(TRACE),-trace $(TRACE))
 
 bench-gateway: deps bin/berth
 	@scripts/deps nginx

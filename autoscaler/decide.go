@@ -139,10 +139,16 @@ func (s *State) atOnce(scale Scale, in Input) (wanted int, again time.Duration) 
 		n += min(n, in.Unready)
 	}
 	kept := min(s.peaks.over(scale.StableWindow, in.Now, n), in.Ready+in.Starting)
-	if in.Waiting == 0 {
+	if in.Waiting == 0 && !scale.overfull(in) {
 		return kept, 0
 	}
 	return max(n, kept), again
+}
+
+// overfull tells whether requests are more than all instances are meant for, where these take any number: they wait for
+// each other inside, unseen.
+func (s Scale) overfull(in Input) bool {
+	return s.Concurrency == 0 && s.Metric == metricConcurrency && float64(in.InFlight) > s.TotalTarget*float64(in.Ready+in.Starting)
 }
 
 // room is how many requests at once an instance is counted for when requests wait. The first instances are meant to
