@@ -223,11 +223,27 @@ func Get(ctx context.Context, url string) (time.Duration, int, error) {
 	})
 }
 
+// Ask is Get that returns the response, whose body has been read.
+func Ask(ctx context.Context, url string) (time.Duration, *http.Response, error) {
+	return ask(ctx, url, func(ctx context.Context, address string) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "tcp", address)
+	})
+}
+
 // GetOver is Get over the connection that dial makes to 127.0.0.1 and the URL's port.
 func GetOver(ctx context.Context, url string, dial func(ctx context.Context, address string) (net.Conn, error)) (time.Duration, int, error) {
+	took, answer, err := ask(ctx, url, dial)
+	if err != nil {
+		return took, 0, err
+	}
+	return took, answer.StatusCode, nil
+}
+
+func ask(ctx context.Context, url string, dial func(ctx context.Context, address string) (net.Conn, error)) (time.Duration, *http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return 0, 0, err
+		return 0, nil, err
 	}
 	request.Host = request.URL.Host
 	request.URL.Host = "127.0.0.1:" + request.URL.Port()
@@ -238,11 +254,11 @@ func GetOver(ctx context.Context, url string, dial func(ctx context.Context, add
 	start := time.Now()
 	answer, err := transport.RoundTrip(request)
 	if err != nil {
-		return time.Since(start), 0, err
+		return time.Since(start), nil, err
 	}
 	defer answer.Body.Close()
 	_, err = io.Copy(io.Discard, answer.Body)
-	return time.Since(start), answer.StatusCode, err
+	return time.Since(start), answer, err
 }
 
 // Print writes one figure.

@@ -27,9 +27,9 @@ func BuildHello(ctx context.Context, dir string) (string, error) {
 	return hello, nil
 }
 
-// Floor starts a program directly and asks it on the first connection that it takes: the least time that anything
+// Floor starts a program directly, with PORT set, and asks it on the first connection that it takes: the least time that anything
 // which starts it can take. It returns the time until it took the connection and the time until its whole answer.
-func Floor(ctx context.Context, program string) (listen, answer time.Duration, err error) {
+func Floor(ctx context.Context, program string, args ...string) (listen, answer time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	l, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free now
@@ -38,7 +38,7 @@ func Floor(ctx context.Context, program string) (listen, answer time.Duration, e
 	}
 	address := l.Addr().(*net.TCPAddr)
 	l.Close()
-	command := exec.Command(program)
+	command := exec.Command(program, args...)
 	command.Env = []string{"PORT=" + strconv.Itoa(address.Port)}
 	start := time.Now()
 	if err := command.Start(); err != nil {

@@ -18,19 +18,9 @@ import (
 func (s *Server) Restart(ctx context.Context, service string, hard bool) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	config, err := client.Load(s.kubeconfig())
-	if err != nil {
+	if err := s.stay(service); err != nil {
 		return 0, err
 	}
-	api, err := url.Parse(config.Server)
-	if err != nil {
-		return 0, err
-	}
-	gateway, err := url.Parse(service)
-	if err != nil {
-		return 0, err
-	}
-	s.addresses = []string{"--api-address", api.Host, "--gateway-address", "127.0.0.1:" + gateway.Port()}
 	signal := syscall.SIGTERM
 	if hard {
 		signal = syscall.SIGKILL
@@ -64,4 +54,42 @@ func (s *Server) Restart(ctx context.Context, service string, hard bool) (time.D
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// stay has the next start use the same addresses, which the URL of a service tells.
+func (s *Server) stay(service string) error {
+	config, err := client.Load(s.kubeconfig())
+	if err != nil {
+		return err
+	}
+	api, err := url.Parse(config.Server)
+	if err != nil {
+		return err
+	}
+	gateway, err := url.Parse(service)
+	if err != nil {
+		return err
+	}
+	s.addresses = []string{"--api-address", api.Host, "--gateway-address", "127.0.0.1:" + gateway.Port()}
+	return nil
+}
+
+// Relaunch ends the server as Ctrl-C does and starts it again with other flags, on the same state and at the same
+// addresses, which the URL of a service tells.
+func (s *Server) Relaunch(ctx context.Context, service string, flags ...string) error {
+	if err := s.stay(service); err != nil {
+		return err
+	}
+	if err := s.process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	<-s.ended
+	if s.err != nil {
+		return fmt.Errorf("ending berth server: %w; it wrote:\n%s", s.err, s.log())
+	}
+	s.flags = flags
+	if err := s.launch(); err != nil {
+		return err
+	}
+	return s.awaitReady(ctx)
 }

@@ -1,26 +1,35 @@
-// Command coldstart measures cold starts of examples/hello: a request to a service at zero, from the client's
-// dial to the last byte of the answer, beside the floor in the same run: fork and exec of the same binary to the
-// last byte of its first answer.
+// Command coldstart measures cold starts: a request to a service at zero, from the client's dial to the last byte of the
+// answer, beside the floor in the same run: fork and exec of the same program to the last byte of its first answer.
 //
 // Each round runs the floor and then the cold start, when nothing else is under way: no instance is being prepared
-// or taken down. The floor's first connection that succeeds carries its request.
+// or taken down. The floor's first connection that succeeds carries its request. Beside a small Go program
+// (examples/hello) these are a Python, a Node and a Go program that start slowly, where the machine has what they need.
+//
+// It measures too what a prepared instance holds, what a thaw adds to a request, and how long a deploy takes.
 package main
 
 import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/berth-run/berth/bench"
-	"github.com/berth-run/berth/client"
-	"github.com/berth-run/berth/engine"
 )
 
-const rounds = 50
+const (
+	rounds           = 60 // with a prepared instance
+	unpreparedRounds = 20
+	secondRounds     = 10
+	slowRounds       = 7
+	thawRounds       = 40
+	deployRounds     = 12
+	preparedServices = 64
+)
+
+// flags let an instance end soon after its request, so that the next round can begin.
+var flags = []string{"--stable-window", "250ms", "--tick", "100ms", "--scale-to-zero-grace", "0s", "--server-timing"}
 
 func main() {
 	if err := run(context.Background()); err != nil {
@@ -30,7 +39,7 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	dir, err := os.MkdirTemp("", "berth-floor-")
+	dir, err := os.MkdirTemp("", "berth-coldstart-")
 	if err != nil {
 		return err
 	}
@@ -39,29 +48,104 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := withServer(ctx, "64Mi", func(s *bench.Server) error { return measurePrepared(ctx, s, dir, hello) }); err != nil {
+		return err
+	}
+	if err := withServer(ctx, "0", func(s *bench.Server) error { return measureUnprepared(ctx, s, hello) }); err != nil {
+		return err
+	}
+	if err := measureMemory(ctx); err != nil {
+		return err
+	}
+	fmt.Println("coldstart_rate_vs_crun is measured by: make bench-coldstart-rate")
+	return nil
+}
 
-	prepared, err := measure(ctx, hello, 1)
+// withServer runs measure on a server that keeps prepared instances within an amount of memory.
+func withServer(ctx context.Context, prepared string, measure func(*bench.Server) error) error {
+	s, err := bench.Start(ctx, append([]string{"--prepared-memory", prepared}, flags...)...)
 	if err != nil {
 		return err
 	}
-	unprepared, err := measure(ctx, hello, 0)
+	defer s.Stop()
+	return measure(s)
+}
+
+// measurePrepared measures what happens with prepared instances.
+func measurePrepared(ctx context.Context, s *bench.Server, dir, hello string) error {
+	url, image, err := s.DeployHello(ctx)
 	if err != nil {
 		return err
 	}
+	f := figures{prepared: 1}
+	for range rounds {
+		if err := f.round(ctx, s, url, program{path: hello}); err != nil {
+			return err
+		}
+	}
+	floor := bench.Quantile(f.floor, 0.5)
 	fmt.Printf("%d cold starts through the gateway, cached image, one prepared instance; all times at p50\n", rounds)
-	fmt.Println("prepared ahead:", prepared.ahead)
-	fmt.Println("on the request's path:", prepared.path)
-	fmt.Println("on the request's path, nothing prepared:", unprepared.path)
-	fmt.Println("the floor:", prepared.floorPath)
-	for _, stage := range prepared.path.order {
-		bench.Print("coldstart_path_"+stage+"_p50_ms", prepared.path.p50(stage), "ms")
+	fmt.Println("prepared ahead:", f.ahead)
+	fmt.Println("on the request's path:", f.path)
+	fmt.Println("the floor:", f.floorPath)
+	for _, stage := range f.path.order {
+		bench.Print("coldstart_path_"+stage+"_p50_ms", f.path.p50(stage), "ms")
 	}
-	floor := bench.Quantile(prepared.floor, 0.5)
-	bench.Print("coldstart_unprepared_p50_ms", bench.Quantile(unprepared.wait, 0.5), "ms")
-	bench.Print("coldstart_p50_ms", bench.Quantile(prepared.wait, 0.5), "ms")
-	bench.Print("coldstart_p99_ms", bench.Quantile(prepared.wait, 0.99), "ms")
+	bench.Print("coldstart_p50_ms", bench.Quantile(f.wait, 0.5), "ms")
+	bench.Print("coldstart_p99_ms", bench.Quantile(f.wait, 0.99), "ms")
 	bench.Print("coldstart_floor_p50_ms", floor, "ms")
-	bench.Print("coldstart_ratio", bench.Quantile(prepared.wait, 0.5)/floor, "ratio")
+	bench.Print("coldstart_ratio", bench.Quantile(f.wait, 0.5)/floor, "ratio")
+	bench.Print("coldstart_p99_over_floor", bench.Quantile(f.wait, 0.99)/floor, "ratio")
+	if err := s.Remove(ctx, "default", "hello"); err != nil {
+		return err
+	}
+	if err := measureSlow(ctx, s, dir); err != nil {
+		return err
+	}
+	if err := measureThaw(ctx, s, image); err != nil {
+		return err
+	}
+	times, err := s.DeployTimes(ctx, "changed", image, false, deployRounds)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("a deploy contains a start of the program: %.2f ms by itself\n", floor)
+	bench.Print("deploy_ready_p50_ms", bench.Quantile(times, 0.5), "ms")
+	return nil
+}
+
+// measureUnprepared measures cold starts on a server that prepares nothing: from zero, and of a second instance while the
+// first one is busy.
+func measureUnprepared(ctx context.Context, s *bench.Server, hello string) error {
+	url, image, err := s.DeployHello(ctx)
+	if err != nil {
+		return err
+	}
+	var first, second figures
+	for range unpreparedRounds {
+		if err := first.round(ctx, s, url, program{path: hello}); err != nil {
+			return err
+		}
+	}
+	if err := s.Remove(ctx, "default", "hello"); err != nil {
+		return err
+	}
+	one := bench.Service("one", image)
+	one.Spec.Template.Spec.ContainerConcurrency = new(int64(1))
+	if _, err := s.Deploy(ctx, one); err != nil {
+		return err
+	}
+	url = strings.Replace(url, "//hello.", "//one.", 1)
+	for range secondRounds {
+		if err := second.secondRound(ctx, s, url, program{path: hello}); err != nil {
+			return err
+		}
+	}
+	fmt.Println("on the request's path, nothing prepared:", first.path)
+	fmt.Println("on the request's path, a second instance:", second.path)
+	bench.Print("coldstart_unprepared_p50_ms", bench.Quantile(first.wait, 0.5), "ms")
+	bench.Print("coldstart_unprepared_over_floor_ms", bench.Quantile(first.wait, 0.5)-bench.Quantile(first.floor, 0.5), "ms")
+	bench.Print("coldstart_second_over_floor_ms", bench.Quantile(second.wait, 0.5)-bench.Quantile(second.floor, 0.5), "ms")
 	return nil
 }
 
@@ -90,80 +174,4 @@ func (s stages) String() string {
 		parts = append(parts, fmt.Sprintf("%s %.2f ms", name, s.p50(name)))
 	}
 	return strings.Join(parts, ", ")
-}
-
-type figures struct {
-	wait, floor            []time.Duration
-	ahead, path, floorPath stages
-}
-
-// measure interleaves runs of the floor with cold starts of a server that keeps so many instances prepared: 0 or 1.
-func measure(ctx context.Context, hello string, prepared int) (figures, error) {
-	var f figures
-	s, err := bench.Start(ctx, "--prepared-memory", strconv.Itoa(prepared*64<<20), "--stable-window", "1s", "--scale-to-zero-grace", "0s")
-	if err != nil {
-		return f, err
-	}
-	defer s.Stop()
-	url, _, err := s.DeployHello(ctx)
-	if err != nil {
-		return f, err
-	}
-	for range rounds {
-		if err := s.AwaitZero(ctx, prepared); err != nil {
-			return f, err
-		}
-		if err := f.addFloor(ctx, hello); err != nil {
-			return f, err
-		}
-		begun := time.Now()
-		wait, status, err := bench.Get(ctx, url)
-		if err != nil {
-			return f, fmt.Errorf("cold request: %w", err)
-		}
-		if status != 200 {
-			return f, fmt.Errorf("cold request: status %d", status)
-		}
-		instances, err := s.Client.Instances(ctx, "default")
-		if err != nil {
-			return f, err
-		}
-		i := slices.IndexFunc(instances, func(i client.Instance) bool { return i.State == engine.Ready })
-		if i < 0 {
-			return f, fmt.Errorf("there is no ready instance after a cold request, only %+v", instances)
-		}
-		f.wait = append(f.wait, wait)
-		f.addStart(begun, wait, instances[i], prepared > 0)
-	}
-	return f, nil
-}
-
-// addStart divides a cold start. Its instance was claimed for the request at a time, and ready at another: before
-// the one the request was on its way to the instance, after the other on its way through it.
-func (f *figures) addStart(begun time.Time, wait time.Duration, i client.Instance, prepared bool) {
-	claimed := i.Since.Add(-i.StartTook)
-	f.path.add("wake", claimed.Sub(begun))
-	other := i.StartTook
-	for _, stage := range i.Stages {
-		if prepared && stage.Name != "release" && stage.Name != "listen" {
-			f.ahead.add(stage.Name, stage.Took)
-			continue
-		}
-		f.path.add(stage.Name, stage.Took)
-		other -= stage.Took
-	}
-	f.path.add("other", other) // between the stages
-	f.path.add("answer", begun.Add(wait).Sub(i.Since))
-}
-
-// addFloor starts the program directly.
-func (f *figures) addFloor(ctx context.Context, hello string) error {
-	listen, answer, err := bench.Floor(ctx, hello)
-	if err != nil {
-		return err
-	}
-	f.floor = append(f.floor, answer)
-	f.floorPath.add("listen", listen)
-	f.floorPath.add("answer", answer-listen)
-	return nil
 }
