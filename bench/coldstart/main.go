@@ -48,13 +48,13 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := withServer(ctx, "64Mi", func(s *bench.Server) error { return measurePrepared(ctx, s, dir, hello) }); err != nil {
+	if err := measureMemory(ctx); err != nil {
 		return err
 	}
 	if err := withServer(ctx, "0", func(s *bench.Server) error { return measureUnprepared(ctx, s, hello) }); err != nil {
 		return err
 	}
-	if err := measureMemory(ctx); err != nil {
+	if err := withServer(ctx, "64Mi", func(s *bench.Server) error { return measurePrepared(ctx, s, dir, hello) }); err != nil {
 		return err
 	}
 	fmt.Println("coldstart_rate_vs_crun is measured by: make bench-coldstart-rate")
@@ -102,16 +102,13 @@ func measurePrepared(ctx context.Context, s *bench.Server, dir, hello string) er
 	if err := measureSlow(ctx, s, dir); err != nil {
 		return err
 	}
-	if err := measureThaw(ctx, s, image); err != nil {
-		return err
-	}
 	times, err := s.DeployTimes(ctx, "changed", image, false, deployRounds)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("a deploy contains a start of the program: %.2f ms by itself\n", floor)
 	bench.Print("deploy_ready_p50_ms", bench.Quantile(times, 0.5), "ms")
-	return nil
+	return measureThaw(ctx, s, image)
 }
 
 // measureUnprepared measures cold starts on a server that prepares nothing: from zero, and of a second instance while the

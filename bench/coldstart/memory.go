@@ -4,12 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"knative.dev/serving/pkg/apis/autoscaling"
 
 	"github.com/berth-run/berth/bench"
 	"github.com/berth-run/berth/client"
@@ -29,13 +28,8 @@ func measureMemory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.Remove(ctx, "default", "hello"); err != nil {
-		return err
-	}
-	for n := range preparedServices {
-		service := bench.Service(fmt.Sprintf("hello-%d", n), image)
-		service.Spec.Template.Annotations = map[string]string{autoscaling.InitialScaleAnnotationKey: "0"}
-		if _, err := s.Deploy(ctx, service); err != nil {
+	for n := range preparedServices - 1 {
+		if _, err := s.Deploy(ctx, bench.Service(fmt.Sprintf("hello-%d", n), image)); err != nil {
 			return err
 		}
 	}
@@ -47,10 +41,30 @@ func measureMemory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	each := func(a, b int64) float64 { return float64(b-a) / preparedServices / (1 << 20) }
-	fmt.Printf("a prepared instance of %d: %.2f MiB, of which the kernel's slabs %.2f, its page tables and stacks %.2f, tmpfs %.2f, the server %.2f\n", preparedServices,
-		each(without.used, with.used), each(without.slab, with.slab), each(without.tables, with.tables), each(without.shared, with.shared), each(without.server, with.server))
-	bench.Print("prepared_mib", each(without.used, with.used), "MiB")
+	each := func(of func(machine) int64) float64 {
+		return float64(of(with)-of(without)) / preparedServices / (1 << 20)
+	}
+	parts := []struct {
+		name string
+		of   func(machine) int64
+	}{
+		{"its waiting process", func(m machine) int64 { return m.processes }},
+		{"the server", func(m machine) int64 { return m.server }},
+		{"tmpfs", func(m machine) int64 { return m.shared }},
+		{"page tables and stacks", func(m machine) int64 { return m.tables }},
+		{"slabs", func(m machine) int64 { return m.slab }},
+		{"per processor", func(m machine) int64 { return m.perProcessor }},
+	}
+	sum := 0.0
+	var told []string
+	for _, part := range parts {
+		sum += each(part.of)
+		told = append(told, fmt.Sprintf("%s %.2f", part.name, each(part.of)))
+	}
+	used := each(func(m machine) int64 { return m.used })
+	fmt.Printf("a prepared instance, one of %d, in MiB: %s; %.2f in all, and %.2f by what the machine has free\n", preparedServices, strings.Join(told, ", "), sum, used)
+	bench.Print("prepared_parts_mib", sum, "MiB")
+	bench.Print("prepared_mib", used, "MiB")
 	return nil
 }
 
@@ -89,11 +103,10 @@ func settled(ctx context.Context, s *bench.Server, url, amount string, prepared 
 	return slices.MinFunc(all, func(a, b machine) int { return int(a.used - b.used) }), nil
 }
 
-// machine is memory in use, in bytes.
+// machine is memory in use, in bytes: all of it, and parts.
 type machine struct {
-	used                 int64
-	slab, tables, shared int64 // parts of it
-	server               int64 // the server's part
+	used, slab, tables, perProcessor, shared int64
+	server, processes                        int64 // the server's part, and that of its children
 }
 
 func readMachine(pid int) (machine, error) {
@@ -111,12 +124,37 @@ func readMachine(pid int) (machine, error) {
 			at[strings.TrimSuffix(f[0], ":")] = n << 10
 		}
 	}
-	server, err := bench.PSS(pid)
-	return machine{
-		used:   at["MemTotal"] - at["MemFree"] - at["Buffers"] - at["Cached"] + at["Shmem"],
-		slab:   at["Slab"],
-		tables: at["PageTables"] + at["KernelStack"],
-		shared: at["Shmem"],
-		server: int64(server * (1 << 10)),
-	}, err
+	m := machine{
+		used: at["MemTotal"] - at["MemFree"] - at["Buffers"] - at["Cached"] + at["Shmem"], slab: at["Slab"],
+		tables: at["PageTables"] + at["KernelStack"], perProcessor: at["Percpu"], shared: at["Shmem"],
+	}
+	if m.server, err = proportional(pid); err != nil {
+		return machine{}, err
+	}
+	children, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		return machine{}, err
+	}
+	for _, file := range children {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // a thread that has ended
+		}
+		for field := range strings.FieldsSeq(string(text)) {
+			child, err := strconv.Atoi(field)
+			if err != nil {
+				return machine{}, fmt.Errorf("reading %q: %w", file, err)
+			}
+			if pss, err := proportional(child); err == nil { // else it has ended
+				m.processes += pss
+			}
+		}
+	}
+	return m, nil
+}
+
+// proportional is a process's memory, in bytes; of what it shares, its share.
+func proportional(pid int) (int64, error) {
+	kib, err := bench.PSS(pid)
+	return int64(kib * (1 << 10)), err
 }
