@@ -102,7 +102,10 @@ func Open(path string, options Options) (*Store, error) {
 	}
 	s.last = s.version
 	s.history = history{limit: limit, floor: s.version}
-	s.findUnfinished(s.found)
+	if err := s.findUnfinished(s.found); err != nil {
+		s.db.Close()
+		return nil, fmt.Errorf("opening store %q: %w", path, err)
+	}
 	s.found = nil
 	s.close = sync.OnceValue(s.shutdown)
 	go s.run()
@@ -130,7 +133,8 @@ func (s *Store) shutdown() error {
 }
 
 // Get implements [store.Store].
-func (s *Store) Get(ctx context.Context, kind serving.Kind, namespace, name string) (serving.Object, error) {
+func (s *Store) Get(ctx context.Context, kind serving.Kind, namespace, name string) (_ serving.Object, err error) {
+	defer catch(&err)
 	k, err := keyOf(kind, namespace, name)
 	if err != nil {
 		return nil, err
@@ -147,7 +151,8 @@ func (s *Store) Get(ctx context.Context, kind serving.Kind, namespace, name stri
 }
 
 // List implements [store.Store].
-func (s *Store) List(ctx context.Context, kind serving.Kind, namespace string) ([]serving.Object, string, error) {
+func (s *Store) List(ctx context.Context, kind serving.Kind, namespace string) (_ []serving.Object, _ string, err error) {
+	defer catch(&err)
 	k, err := keyOf(kind, namespace, "")
 	if err != nil {
 		return nil, "", err

@@ -80,7 +80,8 @@ type found struct {
 }
 
 // findUnfinished notes every object whose deletion, or whose owner's, was under way when the store was closed.
-func (s *Store) findUnfinished(objects []found) {
+func (s *Store) findUnfinished(objects []found) (err error) {
+	defer catch(&err)
 	b := &batch{store: s}
 	anyDeleting := slices.ContainsFunc(objects, func(o found) bool { return o.deleting })
 	for _, o := range objects {
@@ -93,6 +94,7 @@ func (s *Store) findUnfinished(objects []found) {
 			s.graph.later(o.key)
 		}
 	}
+	return nil
 }
 
 // hasAll reports whether every owner is there.
@@ -124,7 +126,8 @@ func (b *batch) collectUnfinished(n int) []key {
 }
 
 // collect does what the deletions of other objects mean for one.
-func (b *batch) collect(k key) error {
+func (b *batch) collect(k key) (err error) {
+	defer catch(&err)
 	o := b.get(k)
 	if o == nil {
 		return nil
@@ -149,7 +152,7 @@ func (b *batch) collect(k key) error {
 	if owners.waiting > 0 && !b.inCycle(o) {
 		policy = v1.DeletePropagationForeground
 	}
-	_, err := b.delete(k, policy)
+	_, err = b.delete(k, policy)
 	return err
 }
 

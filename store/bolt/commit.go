@@ -38,7 +38,8 @@ type result struct {
 // off. Once begun it is not interrupted, so that the caller always knows whether it happened.
 func (s *Store) write(ctx context.Context, when durability, apply func(*batch) (serving.Object, error)) (serving.Object, error) {
 	r := &request{deferred: when == soon, done: make(chan result, 1)}
-	r.apply = func(b *batch) (serving.Object, error) {
+	r.apply = func(b *batch) (_ serving.Object, err error) {
+		defer catch(&err)
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}

@@ -1,9 +1,7 @@
 package bolt
 
 import (
-	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -150,14 +148,16 @@ func (s *Store) readFile() error {
 		return err
 	}
 	defer db.Close()
-	return guard(func() error {
-		return db.View(func(tx *bbolt.Tx) error {
-			if err := inspect(tx, s.path); err != nil {
-				return err
-			}
-			return s.load(tx)
-		})
-	})
+	// The two need nothing of each other, and are most of what a start with many objects takes.
+	inspected := make(chan error, 1)
+	go func() {
+		inspected <- guard(func() error { return db.View(func(tx *bbolt.Tx) error { return inspect(tx, s.path) }) })
+	}()
+	loaded := guard(func() error { return db.View(s.load) })
+	if err := <-inspected; err != nil {
+		return err
+	}
+	return loaded
 }
 
 // inspect returns an error unless all of a file is there and it is a store.
@@ -207,39 +207,6 @@ func number(meta *bbolt.Bucket, name string) (uint64, error) {
 		return 0, fmt.Errorf("it is damaged (its %s has %d bytes, not 8); %s", name, len(data), remedy)
 	}
 	return binary.BigEndian.Uint64(data), nil
-}
-
-// load reads all objects.
-func (s *Store) load(tx *bbolt.Tx) error {
-	var err error
-	if s.reserved, err = number(tx.Bucket([]byte(metaBucket)), versionKey); err != nil {
-		return err
-	}
-	s.version = s.reserved
-	for kind := range serving.Kinds {
-		bucket := tx.Bucket([]byte(bucketName(kind)))
-		if bucket == nil {
-			continue
-		}
-		err := bucket.ForEach(func(name, data []byte) error {
-			o := serving.Kinds[kind].New()
-			if err := json.Unmarshal(data, o); err != nil {
-				return fmt.Errorf("it is damaged (reading %s %q: %w); %s", bucketName(kind), name, err, remedy)
-			}
-			k := key{kind, o.GetNamespace(), o.GetName()}
-			if !bytes.Equal(name, k.bytes()) {
-				return fmt.Errorf("it is damaged (%s %q is stored as %q); %s", bucketName(kind), k.bytes(), name, remedy)
-			}
-			s.tables[kind].set(k.namespace, k.name, o, bytes.Clone(data))
-			s.graph.replace(k, nil, o)
-			s.found = append(s.found, found{key: k, owners: o.GetOwnerReferences(), deleting: o.GetDeletionTimestamp() != nil})
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // savedVersion returns the version that the file holds.

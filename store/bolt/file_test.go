@@ -451,3 +451,30 @@ func fillDisk(t *testing.T, dir string) {
 		t.Errorf("after reopening: got %d objects and error %v, want %d", len(objects), err, written+1)
 	}
 }
+
+func TestStore_TellsWhoReadsADamagedObjectAndGoesOnWithTheOthers(t *testing.T) {
+	path := newPath(t)
+	s := open(t, path, Options{})
+	create(t, s, namespace("default"))
+	create(t, s, configMap("sound", "1"))
+	create(t, s, configMap("damaged", "1"))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	edit(t, path, func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("configmaps")).Put([]byte("default/damaged"), []byte(`{"metadata":{"namespace":"default","name":"damaged"},"data":7}`))
+	})
+	s = open(t, path, Options{})
+	_, got := s.Get(t.Context(), serving.KindConfigMap, "default", "damaged")
+	_, _, listed := s.List(t.Context(), serving.KindConfigMap, "")
+	_, watched := s.Watch(t.Context(), serving.KindConfigMap, "", "")
+	_, updated := s.Update(t.Context(), configMap("damaged", "2"), store.Spec)
+	for what, err := range map[string]error{"Get": got, "List": listed, "Watch": watched, "Update": updated} {
+		if err == nil || !strings.Contains(err.Error(), `configmaps "default/damaged"`) || !strings.Contains(err.Error(), "restore a backup") {
+			t.Errorf("%s: got error %v, want one that names the object and what to do", what, err)
+		}
+	}
+	if _, err := s.Update(t.Context(), configMap("sound", "2"), store.Spec); err != nil {
+		t.Errorf("the other one: %v", err)
+	}
+}

@@ -78,7 +78,20 @@ func (t *table) set(namespace, name string, object serving.Object, data []byte) 
 	}
 	e := &entry{data: data}
 	t.recent.keep(e, object)
-	if ok {
+	t.place(i, ok, namespace, name, e)
+}
+
+// reserve makes room for n objects.
+func (t *table) reserve(n int) { t.rows = slices.Grow(t.rows, n) }
+
+// load stores an object that nobody has decoded.
+func (t *table) load(namespace, name string, data []byte) {
+	i, ok := t.find(namespace, name)
+	t.place(i, ok, namespace, name, &entry{data: data})
+}
+
+func (t *table) place(i int, there bool, namespace, name string, e *entry) {
+	if there {
 		t.rows[i].entry = e
 	} else {
 		t.rows = slices.Insert(t.rows, i, row{namespace, name, e})
@@ -99,13 +112,31 @@ func (t *table) read(rows []row) []serving.Object {
 	return objects
 }
 
-// decode reads an entry's JSON. The store wrote it, or checked it when it was opened.
+// decode reads an entry's JSON. The store wrote it, or read its head when it was opened; when it is not an object of
+// the kind all the same, decode panics with a *damage.
 func (t *table) decode(e *entry) serving.Object {
 	o := serving.Kinds[t.kind].New()
 	if err := json.Unmarshal(e.data, o); err != nil {
-		panic(fmt.Sprintf("bolt: decoding an object that was stored: %v", err))
+		var h head
+		_ = json.Unmarshal(e.data, &h) // it worked before
+		panic(&damage{fmt.Errorf("the store's file is damaged (reading %s %q: %w); %s", bucketName(t.kind),
+			key{t.kind, h.Metadata.Namespace, h.Metadata.Name}.bytes(), err, remedy)})
 	}
 	return o
+}
+
+// damage is what is wrong with one object. Whoever reads it is told; the others are as they were.
+type damage struct{ error }
+
+// catch makes the error of a function of the damage that it panicked with. Defer it.
+func catch(err *error) {
+	switch r := recover().(type) {
+	case nil:
+	case *damage:
+		*err = r.error
+	default:
+		panic(r)
+	}
 }
 
 // in returns the rows of a namespace ("" is all).

@@ -110,7 +110,8 @@ func (s *Store) Watch(ctx context.Context, kind serving.Kind, namespace, version
 }
 
 // watchAll starts a watch with what there is.
-func (s *Store) watchAll(w *watch) error {
+func (s *Store) watchAll(w *watch) (err error) {
+	defer catch(&err)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var events []store.Event

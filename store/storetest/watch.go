@@ -187,17 +187,18 @@ func watchesSeeEveryChangeOnceInOrder(t *testing.T, f *fixture) {
 				if rand.IntN(4) > 0 {
 					continue
 				}
+				// Before the end is written, which they wait for.
+				_, version, err := f.store.List(t.Context(), serving.KindConfigMap, "")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				w, err := f.store.Watch(t.Context(), serving.KindConfigMap, "", version)
+				if err != nil {
+					t.Error(err)
+					return
+				}
 				watchers.Go(func() {
-					_, version, err := f.store.List(t.Context(), serving.KindConfigMap, "")
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					w, err := f.store.Watch(t.Context(), serving.KindConfigMap, "", version)
-					if err != nil {
-						t.Error(err)
-						return
-					}
 					defer w.Stop()
 					events := follow(w)
 					from, _ := strconv.ParseUint(version, 10, 64)
