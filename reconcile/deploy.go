@@ -376,7 +376,7 @@ func (r *Reconciler) reconcileRoute(ctx context.Context, k key) error {
 	}
 	if stored == nil || stored.DeletionTimestamp != nil {
 		r.setReads(k, nil)
-		r.setSends(k, nil)
+		r.queue.add(r.setSends(k, nil)...)
 		return r.lead(k.namespace+"/"+k.name, nil, nil)
 	}
 	route := stored.DeepCopy()
@@ -404,7 +404,7 @@ func (r *Reconciler) reconcileRoute(ctx context.Context, k key) error {
 		conditions.MarkTrue(serving.RouteIngressReady)
 	}
 	r.describeRoute(route)
-	r.setSends(k, sends(k.namespace, route.Status.Traffic))
+	r.queue.add(r.setSends(k, sends(k.namespace, route.Status.Traffic))...)
 	r.tellOfTraffic(route, stored.Status.Traffic)
 	if err := r.placeholder(ctx, route); errors.Is(err, errNotOwned) {
 		route.Status.MarkServiceNotOwned(route.Name)

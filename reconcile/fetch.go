@@ -111,10 +111,11 @@ func (f *fetch) begin(ctx context.Context, r *Reconciler, d *deployment, revisio
 		k := key{serving.KindRevision.String(), d.key.Namespace, d.key.Revision}
 		if err == nil {
 			f.set(func() { f.state, f.failures = fetchDone, 0 })
-			if !wasReady { // else the server has begun again
-				r.events.note(about, eventNormal, reasonImagePulled, d.key.Revision,
-					fmt.Sprintf("Revision %q has its image on this machine after %s: %s", d.key.Revision, time.Since(begun).Round(time.Millisecond), strings.Join(f.digests, ", ")))
+			if wasReady { // the server has begun again, and counted on it
+				return
 			}
+			r.events.note(about, eventNormal, reasonImagePulled, d.key.Revision,
+				fmt.Sprintf("Revision %q has its image on this machine after %s: %s", d.key.Revision, time.Since(begun).Round(time.Millisecond), strings.Join(f.digests, ", ")))
 			r.queue.add(k)
 			return
 		}
@@ -170,7 +171,9 @@ func (r *Reconciler) fetch(ctx context.Context, f *fetch, id autoscaler.Key, rev
 		}
 	}
 	f.set(func() { f.digests, f.state = digests, fetchPulling })
-	r.queue.add(key{serving.KindRevision.String(), id.Namespace, id.Revision})
+	if !revision.IsReady() {
+		r.queue.add(key{serving.KindRevision.String(), id.Namespace, id.Revision})
+	}
 	return r.pull(ctx, f, id, containers, digests, credentials)
 }
 

@@ -14,77 +14,78 @@ import (
 )
 
 // workers is how many objects are reconciled at the same time. Reconciling waits for the disk, not the CPU.
-const workers = 4
+const workers = 8
 
 // key names an object of a kind, which is written with its group: "services.serving.knative.dev".
 type key struct{ kind, namespace, name string }
 
 func (k key) String() string { return k.kind + " " + k.namespace + "/" + k.name }
 
-// Run reconciles until ctx ends, and then returns nil. It calls synced once, when every object that was stored at
-// the start has been looked at: the gateway's table is then complete.
+// Run reconciles until ctx ends, and then returns nil. It calls synced once, when the gateway's table is complete. What
+// else there is to do for the objects that were stored at the start follows, after what users do meanwhile.
 func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 	defer r.fetches.Wait()
 	defer r.queue.close()
 
-	// Routes first: revisions that no route leads to are told apart by what routes send to.
-	kinds := []serving.Kind{
-		serving.KindNamespace, serving.KindServiceAccount, serving.KindRoute, serving.KindRevision, serving.KindConfiguration, serving.KindService,
-		serving.KindDomainMapping, serving.KindClusterDomainClaim, serving.KindPod, serving.KindCoreService,
-	}
-	versions := make([]string, len(kinds))
-	first := []key{gatewayKey()}
-	for i, kind := range kinds {
-		objects, version, err := r.Store.List(ctx, kind, "")
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			return fmt.Errorf("listing %s: %w", kind, err)
-		}
-		versions[i] = version
-		for _, o := range objects {
-			r.index(store.Added, kind, o)
-			first = append(first, keyOf(kind, o))
-		}
-	}
-	for _, k := range first {
-		r.attempt(ctx, k)
-	}
-	if ctx.Err() != nil {
+	version, err := r.publishAll(ctx)
+	switch {
+	case ctx.Err() != nil:
 		return nil
+	case err != nil:
+		return err
 	}
+	r.attempt(ctx, gatewayKey())
 	synced()
 
 	var done sync.WaitGroup
-	for i, kind := range kinds {
-		done.Go(func() { r.watch(ctx, kind, versions[i]) })
-	}
+	defer done.Wait()
+	defer r.queue.close()
 	done.Go(func() { r.events.run(ctx) })
 	for range workers {
-		done.Go(func() {
-			for {
-				k, ok := r.queue.next()
-				if !ok {
-					return
-				}
-				r.attempt(ctx, k)
-				r.queue.done(k)
-			}
-		})
+		done.Go(func() { r.work(ctx) })
+	}
+	for _, kind := range watched {
+		if kind.String() != serving.KindRevision.String() {
+			done.Go(func() { r.watch(ctx, kind, version) })
+		}
+	}
+	for _, kind := range watched {
+		if err := r.takeOver(ctx, kind); err != nil && ctx.Err() == nil {
+			return err
+		}
+		if kind.String() == serving.KindRevision.String() { // not before: the index follows the events
+			done.Go(func() { r.watch(ctx, kind, version) })
+		}
 	}
 	<-ctx.Done()
-	r.queue.close()
-	done.Wait()
 	return nil
+}
+
+// work reconciles what is queued, until the queue is closed.
+func (r *Reconciler) work(ctx context.Context) {
+	for {
+		k, ok := r.queue.next()
+		if !ok {
+			return
+		}
+		r.attempt(ctx, k)
+		r.queue.done(k)
+	}
 }
 
 // attempt reconciles one object, and again later when that did not work.
 func (r *Reconciler) attempt(ctx context.Context, k key) {
-	err := r.reconcileSafely(ctx, k)
-	switch {
-	case err == nil:
+	err := r.safely(func() error { return r.reconcile(ctx, k) })
+	if err == nil {
 		r.queue.forget(k)
+		return
+	}
+	r.retry(ctx, k, err)
+}
+
+// retry looks at an object again because of an error.
+func (r *Reconciler) retry(ctx context.Context, k key, err error) {
+	switch {
 	case ctx.Err() != nil:
 	case errors.Is(err, store.ErrConflict):
 		r.queue.add(k) // somebody wrote in between: read again
@@ -94,15 +95,15 @@ func (r *Reconciler) attempt(ctx context.Context, k key) {
 	}
 }
 
-// reconcileSafely turns a panic into an error: one object that nobody thought of must not stop the platform, and
-// stop it again at every start.
-func (r *Reconciler) reconcileSafely(ctx context.Context, k key) (err error) {
+// safely turns a panic into an error: one object that nobody thought of must not stop the platform, and stop it again
+// at every start.
+func (r *Reconciler) safely(work func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	return r.reconcile(ctx, k)
+	return work()
 }
 
 // watch queues what changes, and what depends on it, until ctx ends.
@@ -238,9 +239,9 @@ func (r *Reconciler) setReads(route key, objects []key) {
 	}
 }
 
-// setSends records which revisions a route sends requests to, and queues those that gained their first route or
+// setSends records which revisions a route sends requests to, and returns those that gained their first route or
 // lost their last one.
-func (r *Reconciler) setSends(route key, revisions []autoscaler.Key) {
+func (r *Reconciler) setSends(route key, revisions []autoscaler.Key) (turned []key) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	changed := map[autoscaler.Key]struct{}{}
@@ -261,131 +262,9 @@ func (r *Reconciler) setSends(route key, revisions []autoscaler.Key) {
 		r.sends[route] = revisions
 	}
 	for k := range changed {
-		r.queue.add(key{serving.KindRevision.String(), k.Namespace, k.Revision})
+		turned = append(turned, key{serving.KindRevision.String(), k.Namespace, k.Revision})
 	}
-}
-
-// queue holds the keys to look at, each at most once. A key that is added while it is worked on is handed out
-// again afterwards, so no two workers ever have the same key.
-type queue struct {
-	mu       sync.Mutex
-	ready    sync.Cond
-	waiting  []key
-	state    map[key]keyState
-	delayed  map[key]*time.Timer
-	failures map[key]int
-	closed   bool
-}
-
-type keyState int
-
-const (
-	queued  keyState = iota + 1
-	working          // a worker has it
-	again            // a worker has it, and it is to be looked at once more
-)
-
-func newQueue() *queue {
-	q := &queue{state: map[key]keyState{}, delayed: map[key]*time.Timer{}, failures: map[key]int{}}
-	q.ready.L = &q.mu
-	return q
-}
-
-func (q *queue) add(k key) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.addLocked(k)
-}
-
-func (q *queue) addLocked(k key) {
-	if q.closed {
-		return
-	}
-	switch q.state[k] {
-	case queued, again:
-	case working:
-		q.state[k] = again
-	default:
-		q.state[k] = queued
-		q.waiting = append(q.waiting, k)
-		q.ready.Signal()
-	}
-}
-
-// addAfter adds a key later. A key waits at most once: the first delay counts.
-func (q *queue) addAfter(k key, delay time.Duration) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.closed {
-		return
-	}
-	if delay <= 0 {
-		q.addLocked(k)
-		return
-	}
-	if q.delayed[k] != nil {
-		return
-	}
-	q.delayed[k] = time.AfterFunc(delay, func() {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		delete(q.delayed, k)
-		q.addLocked(k)
-	})
-}
-
-// addBackoff adds a key after a delay that doubles with each failure in a row, from 100 ms to a minute.
-func (q *queue) addBackoff(k key) time.Duration {
-	q.mu.Lock()
-	n := q.failures[k]
-	q.failures[k]++
-	q.mu.Unlock()
-	delay := min(100*time.Millisecond<<min(n, 10), time.Minute)
-	q.addAfter(k, delay)
-	return delay
-}
-
-func (q *queue) forget(k key) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	delete(q.failures, k)
-}
-
-// next waits for a key; false means the queue is closed.
-func (q *queue) next() (key, bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for len(q.waiting) == 0 && !q.closed {
-		q.ready.Wait()
-	}
-	if q.closed {
-		return key{}, false
-	}
-	k := q.waiting[0]
-	q.waiting = q.waiting[1:]
-	q.state[k] = working
-	return k, true
-}
-
-func (q *queue) done(k key) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	s := q.state[k]
-	delete(q.state, k)
-	if s == again {
-		q.addLocked(k)
-	}
-}
-
-func (q *queue) close() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.closed = true
-	for k, t := range q.delayed {
-		t.Stop()
-		delete(q.delayed, k)
-	}
-	q.ready.Broadcast()
+	return turned
 }
 
 func sleep(ctx context.Context, d time.Duration) {

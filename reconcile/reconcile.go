@@ -178,6 +178,10 @@ func get[T any](ctx context.Context, r *Reconciler, kind serving.Kind, namespace
 
 // writeStatus stores an object's status, if it changed.
 func (r *Reconciler) writeStatus(ctx context.Context, o serving.Object) error {
+	if stored, err := r.Store.Get(ctx, serving.KindOf(o), o.GetNamespace(), o.GetName()); err == nil &&
+		stored.GetResourceVersion() == o.GetResourceVersion() && serving.SameStatus(stored, o) {
+		return nil // as most often; the store would find that out, too, but one after the other
+	}
 	to := r.Store
 	if isPromise(o) {
 		to = r.Durable

@@ -48,6 +48,7 @@ func (r *Reconciler) reconcileRevision(ctx context.Context, k key) error {
 	}
 	d.undeclared.Store(nil)
 	r.Autoscaler.Apply(declared)
+	d.declared.Store(true)
 	status, _ := r.Autoscaler.Status(id)
 	markInstances(&revision.Status, revision.Name, declared, status, d.failure)
 	markLoop(&revision.Status, revision.Name, declared, status)

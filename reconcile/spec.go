@@ -79,6 +79,8 @@ func (r *Reconciler) wake(id autoscaler.Key) {
 	}
 	if why := d.undeclared.Load(); why != nil {
 		d.activator.Fail(*why)
+	} else if !d.declared.Load() { // the server has just started: now it is this one's turn
+		r.queue.add(key{serving.KindRevision.String(), id.Namespace, id.Revision})
 	}
 }
 

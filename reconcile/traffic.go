@@ -184,6 +184,8 @@ type deployment struct {
 	spec *engine.Spec
 	// failure is why the revision had failed when it was first seen, nil when it had not.
 	failure *apis.Condition
+	// declared tells that the autoscaler has been told of the revision.
+	declared atomic.Bool
 	// undeclared is why the autoscaler does not know the revision, nil when it does.
 	undeclared atomic.Pointer[error]
 }

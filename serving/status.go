@@ -14,3 +14,10 @@ func CopyStatus(to, from Object) bool {
 	status.Set(reflect.ValueOf(from).Elem().FieldByName("Status"))
 	return true
 }
+
+// SameStatus reports whether the statuses of two objects of the same kind are the same, in every detail: false may also
+// be about what makes no difference when it is stored.
+func SameStatus(a, b Object) bool {
+	one, other := reflect.ValueOf(a).Elem().FieldByName("Status"), reflect.ValueOf(b).Elem().FieldByName("Status")
+	return one.IsValid() && reflect.DeepEqual(one.Interface(), other.Interface())
+}

@@ -151,8 +151,7 @@ func (s *Store) Get(ctx context.Context, kind serving.Kind, namespace, name stri
 }
 
 // List implements [store.Store].
-func (s *Store) List(ctx context.Context, kind serving.Kind, namespace string) (_ []serving.Object, _ string, err error) {
-	defer catch(&err)
+func (s *Store) List(ctx context.Context, kind serving.Kind, namespace string) ([]serving.Object, string, error) {
 	k, err := keyOf(kind, namespace, "")
 	if err != nil {
 		return nil, "", err
@@ -163,7 +162,8 @@ func (s *Store) List(ctx context.Context, kind serving.Kind, namespace string) (
 	s.mu.RLock()
 	rows, version := slices.Clone(s.tables[k.kind].in(k.namespace)), s.version
 	s.mu.RUnlock()
-	return s.tables[k.kind].read(rows), formatVersion(version), nil // decoding takes long enough to hold up writers
+	objects, err := s.tables[k.kind].readAll(rows) // without the lock: decoding takes long enough to hold up writers
+	return objects, formatVersion(version), err
 }
 
 // key names an object.

@@ -3,7 +3,9 @@ package bolt
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -103,13 +105,37 @@ func (t *table) place(i int, there bool, namespace, name string, e *entry) {
 func (t *table) read(rows []row) []serving.Object {
 	objects := make([]serving.Object, len(rows))
 	for i, r := range rows {
-		if o := r.entry.decoded.Load(); o != nil {
-			objects[i] = *o
-		} else {
-			objects[i] = t.decode(r.entry)
-		}
+		objects[i] = t.object(r.entry)
 	}
 	return objects
+}
+
+// readAll is read on all processors, when that is worth it.
+func (t *table) readAll(rows []row) ([]serving.Object, error) {
+	workers := min(runtime.GOMAXPROCS(0), 1+len(rows)/readApart)
+	objects := make([]serving.Object, len(rows))
+	errs := make([]error, workers)
+	var group sync.WaitGroup
+	for w := range workers {
+		group.Go(func() {
+			defer catch(&errs[w])
+			for i := w; i < len(rows); i += workers {
+				objects[i] = t.object(rows[i].entry)
+			}
+		})
+	}
+	group.Wait()
+	return objects, errors.Join(errs...)
+}
+
+// readApart is how many objects are worth a goroutine to decode them.
+const readApart = 500
+
+func (t *table) object(e *entry) serving.Object {
+	if o := e.decoded.Load(); o != nil {
+		return *o
+	}
+	return t.decode(e)
 }
 
 // decode reads an entry's JSON. The store wrote it, or read its head when it was opened; when it is not an object of
