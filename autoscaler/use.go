@@ -127,6 +127,9 @@ func (m *meter) count(scale Scale, tick time.Duration, readings []useReading) {
 	began, missing, at := time.Time{}, 0, time.Time{}
 	m.young = 0
 	for _, r := range readings {
+		if r.member.state != engine.Ready {
+			continue // it went meanwhile
+		}
 		age := r.at.Sub(r.member.since)
 		if age < useSettle+scale.short() {
 			m.young++

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -83,6 +84,7 @@ type load struct {
 
 	mu     sync.Mutex
 	served map[string]int // requests by revision
+	took   []time.Duration
 	errs   []error
 }
 
@@ -105,9 +107,11 @@ func (p *platform) startLoad(rawURL string) *load {
 					return
 				case <-tick.C:
 				}
+				began := time.Now()
 				revision, err := u.ask(p.t.Context(), p, rawURL)
 				l.mu.Lock()
 				l.served[revision]++
+				l.took = append(l.took, time.Since(began))
 				if err != nil {
 					l.errs = append(l.errs, fmt.Errorf("%s: %w", u.name, err))
 				}
@@ -118,6 +122,19 @@ func (p *platform) startLoad(rawURL string) *load {
 	l.stop = sync.OnceFunc(func() { cancel(); group.Wait() })
 	p.t.Cleanup(l.stop)
 	return l
+}
+
+// slowest forgets how long requests have taken, and returns what 99 in 100 of them have not exceeded.
+func (l *load) slowest() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	took := l.took
+	l.took = nil
+	slices.Sort(took)
+	if len(took) == 0 {
+		return 0
+	}
+	return took[len(took)*99/100]
 }
 
 // by tells how many requests a revision has answered.

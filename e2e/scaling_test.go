@@ -180,3 +180,40 @@ func TestInstance_ManyCrashLoopsDoNotKeepANeighbourFromWaking(t *testing.T) {
 		t.Logf("woken in %s", time.Since(began))
 	}
 }
+
+func TestInstance_CrashLoopsOfEveryKindDisturbNoNeighbour(t *testing.T) {
+	t.Parallel()
+	p := start(t, nil)
+	neighbour := p.deploy(service("neighbour", program(t, "echo")))
+	l := p.startLoad(neighbour.Status.URL.String())
+	p.awaitServed(l, neighbour.Status.LatestReadyRevisionName, 1000)
+	before := l.slowest()
+
+	steady := map[string]string{"autoscaling.knative.dev/min-scale": "3"}
+	failing := service("failing", program(t, "exit"), "CODE=3")
+	greedy := service("greedy", program(t, "bloat"), "MB=200")
+	greedy.Spec.Template.Spec.Containers[0].Resources.Limits = serving.ResourceList{serving.ResourceMemory: resource.MustParse("64Mi")}
+	crashing := service("crashing", program(t, "crash"))
+	for _, s := range []*serving.Service{failing, greedy, crashing} {
+		s.Spec.Template.Annotations = steady
+		p.apply(s)
+	}
+	p.failed(failing)
+	p.failed(greedy)
+	url := p.ready(crashing).Status.URL.String()
+	p.await("all three to loop", func() error {
+		if a, err := p.tryGet(url + "/exit?code=3"); err != nil || a.status != 503 && a.status != 500 {
+			return fmt.Errorf("%d %q, %v", a.status, a.body, err)
+		}
+		for name, how := range map[string]string{"failing": "exited with code 3", "greedy": "used more memory than its limit", "crashing": "exited with code 3"} {
+			if out := p.mustBerth("services", "describe", name); !strings.Contains(out, "Crash loop: ") || !strings.Contains(out, how) {
+				return fmt.Errorf("%s", out)
+			}
+		}
+		return nil
+	})
+	deploying := l.slowest()
+	p.awaitServed(l, neighbour.Status.LatestReadyRevisionName, 1000)
+	t.Logf("99 in 100 requests took at most %s before, %s while three services were deployed, and %s beside crash loops", before, deploying, l.slowest())
+	p.unharmed(l)
+}
