@@ -22,9 +22,9 @@ func TestNamedConfig_HasCloudRunsRules(t *testing.T) {
 	}
 	idle := scale.StableWindow + scale.ScaleToZeroGrace
 	got := []any{scale.Target, scale.CPUTarget, scale.StableWindow, scale.Min, scale.Max, idle, config.Scaling.StopGrace,
-		config.RevisionTimeout, config.MaxRevisionTimeout, config.StartupTimeout, config.QueueWait, config.PrivateCookies}
+		config.RevisionTimeout, config.MaxRevisionTimeout, config.StartupTimeout, config.QueueWait, config.PrivateCookies, config.Throttling, config.Boost}
 	want := []any{0.6 * 80, 0.6, time.Minute, 0, 100, 15 * time.Minute, 10 * time.Second,
-		300 * time.Second, time.Hour, 240 * time.Second, QueueWaitAuto, true}
+		300 * time.Second, time.Hour, 240 * time.Second, QueueWaitAuto, true, true, true}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("contract 1.3 (-want +got):\n%s", diff)
 	}
