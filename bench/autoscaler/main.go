@@ -13,9 +13,16 @@ import (
 	"sync"
 	"time"
 
+	"github.com/berth-run/berth/autoscaler"
 	"github.com/berth-run/berth/autoscaler/simulation"
 	"github.com/berth-run/berth/bench"
 )
+
+// synthetic is the folder of the made-up trace.
+const synthetic = "autoscaler/simulation/testdata"
+
+// syntheticFunctions is how many functions it has.
+const syntheticFunctions = 200
 
 // document names the scenarios that may be lost, in the line that begins with "Exceptions:".
 const document = "autoscaler/DESIGN.md"
@@ -25,7 +32,15 @@ func main() {
 	day := flag.Int("day", 1, "the day of the trace, 1 to 14")
 	most := flag.Int("functions", 0, "the most functions of the trace that are replayed, spread over all; 0 is all")
 	only := flag.String("only", "", "a regular expression: the scenarios that are played")
+	synthesize := flag.Bool("synthesize", false, "write the synthetic trace again, and play nothing")
 	flag.Parse()
+	if *synthesize {
+		if err := simulation.WriteSynthetic(synthetic, syntheticFunctions, 1); err != nil {
+			fmt.Fprintln(os.Stderr, "bench-autoscaler:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(*trace, *day, *most, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-autoscaler:", err)
 		os.Exit(1)
@@ -160,4 +175,43 @@ func ratio(a, b time.Duration) float64 {
 	return float64(a) / float64(b)
 }
 
-func replay(string, int, int) error { return nil }
+// replay plays a trace under every rule.
+func replay(folder string, day, most int) error {
+	if folder == "" {
+		folder = synthetic
+	}
+	trace, err := simulation.LoadTrace(folder, day)
+	if err != nil {
+		return err
+	}
+	trace = trace.Spread(most)
+	revision := simulation.ReplayRevision(simulation.ReplayStart)
+	fmt.Printf("\nday %d of %s: %d functions, and %d without durations; instances start in %s\n", day, folder, len(trace.Functions), trace.Unknown, revision.Start)
+	fmt.Printf("%-10s %10s %10s %10s %10s %10s %12s %8s %8s\n", "rule", "slowdown", "p50", "p99", "of p99s", "wait p99", "instance-s", "starts", "refused")
+	rules := []struct {
+		name     string
+		rules    simulation.Rules
+		settings autoscaler.Settings
+	}{
+		{"berth", simulation.BerthRules, autoscaler.DefaultSettings()},
+		{"knative", simulation.KnativeRules, autoscaler.DefaultSettings()},
+		{"cloudrun", simulation.CloudRunRules, simulation.CloudRun()},
+		{"oracle", nil, autoscaler.Settings{}},
+	}
+	var played []simulation.Slowdowns
+	for _, rule := range rules {
+		s, err := simulation.Replay(trace, revision, rule.rules, rule.settings)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%-10s %10.3f %10.3f %10.2f %10.3f %10s %12.0f %8d %8d\n", rule.name, s.Mean, s.P50, s.P99, s.Tail, short(s.WaitP99), s.Cost.Seconds(), s.Starts, s.Refused)
+		played = append(played, s)
+	}
+	fmt.Println()
+	for i, s := range played {
+		bench.Print("autoscaler_trace_"+rules[i].name+"_slowdown_geomean", s.Mean, "ratio")
+		bench.Print("autoscaler_trace_"+rules[i].name+"_slowdown_p99", s.P99, "ratio")
+		bench.Print("autoscaler_trace_"+rules[i].name+"_instance_hours", s.Cost.Hours(), "h")
+	}
+	return nil
+}
