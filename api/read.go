@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/berth-run/berth/serving"
+	"github.com/berth-run/berth/store"
 )
 
 func (a *api) get(kind serving.Kind) handler {
@@ -105,6 +107,9 @@ func checkVersion(want, match, next, have string) error {
 
 // choose reads the objects that a request's namespace and selectors select.
 func (a *api) choose(r *http.Request, kind serving.Kind, s selection) ([]serving.Object, string, error) {
+	if name, ok := s.fields.RequiresExactMatch("metadata.name"); ok && (r.PathValue("namespace") != "" || !kind.Namespaced) {
+		return a.chooseOne(r, kind, s, name)
+	}
 	objects, version, err := a.Store.List(r.Context(), kind, r.PathValue("namespace"))
 	if err != nil {
 		return nil, "", err
@@ -116,6 +121,29 @@ func (a *api) choose(r *http.Request, kind serving.Kind, s selection) ([]serving
 		}
 	}
 	return chosen, version, nil
+}
+
+// chooseOne is choose for what only one object can be, as clients ask for that wait for one: the others are not read.
+// The version is one at which the object was as it is returned, or before which it was not there any more.
+func (a *api) chooseOne(r *http.Request, kind serving.Kind, s selection, name string) ([]serving.Object, string, error) {
+	for {
+		_, version, err := a.Store.List(r.Context(), serving.KindNamespace, "")
+		if err != nil {
+			return nil, "", err
+		}
+		o, err := a.Store.Get(r.Context(), kind, r.PathValue("namespace"), name)
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			return nil, version, nil
+		case err != nil:
+			return nil, "", err
+		case newer(o.GetResourceVersion(), version):
+			continue // it was written in between
+		case !s.matches(o):
+			return nil, version, nil
+		}
+		return []serving.Object{o}, version, nil
+	}
 }
 
 // selection is what labelSelector and fieldSelector ask for.

@@ -114,3 +114,39 @@ func TestRun_StoppedBeforeItHasReadEverythingEndsWithoutAnErrorAndIsNotSynced(t 
 		t.Errorf("Run ended with: %v", err)
 	}
 }
+
+func TestQueue_HandsOutTheBacklogToOneWorkerWhenNothingElseWaits(t *testing.T) {
+	q := newQueue()
+	first, second, urgent := key{"revisions", "default", "a"}, key{"revisions", "default", "b"}, key{"services", "default", "c"}
+	for _, k := range []key{first, second, urgent} {
+		q.addBehind(k)
+	}
+	q.add(urgent) // a user writes it now
+	take := func() key {
+		t.Helper()
+		k, ok := q.next()
+		if !ok {
+			t.Fatal("the queue is closed")
+		}
+		return k
+	}
+	if got := take(); got != urgent {
+		t.Errorf("got %v first, want what was added", got)
+	}
+	if got := take(); got != first {
+		t.Errorf("got %v next, want the backlog's first", got)
+	}
+	if k, ok := q.nextBehind(); ok {
+		t.Errorf("a second worker gets %v of the backlog", k)
+	}
+	q.add(second) // somebody waits for it
+	if got := take(); got != second {
+		t.Errorf("got %v, want what was added", got)
+	}
+	for _, k := range []key{urgent, first, second} {
+		q.done(k)
+	}
+	if k, ok := q.nextBehind(); ok || len(q.state) > 0 {
+		t.Errorf("%v is handed out again; states %v are left", k, q.state)
+	}
+}
