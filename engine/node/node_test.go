@@ -25,6 +25,12 @@ func openEngine(t testing.TB, dir string) *Engine {
 
 func openEngineWith(t testing.TB, dir, runtime string) *Engine {
 	t.Helper()
+	return openEngineAs(t, dir, runtime, UserNamespacesOn)
+}
+
+// openEngineAs opens an engine with a runtime, and with a setting of user namespaces.
+func openEngineAs(t testing.TB, dir, runtime, users string) *Engine {
+	t.Helper()
 	images, err := image.Open(filepath.Join(dir, "images"), image.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -32,7 +38,7 @@ func openEngineWith(t testing.TB, dir, runtime string) *Engine {
 	t.Cleanup(func() { images.Close() })
 	e, err := Open(Config{
 		Dir: filepath.Join(dir, "node"), Images: images, Network: netip.MustParsePrefix("10.213.0.0/16"),
-		LogKeep: 1 << 20, Runtime: runtime, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		LogKeep: 1 << 20, Runtime: runtime, UserNamespaces: users, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
