@@ -25,7 +25,7 @@ type life struct {
 	process *process
 	memory  *os.File // tells when the memory limit is met; nil where the kernel ends the container itself
 
-	listening *listening // from when its program is let run until it has started
+	listening *listening // from when its program is let run until it has started; set with instance.mu held
 
 	exited chan struct{}
 	exit   engine.Exit // written before exited is closed
@@ -195,8 +195,10 @@ func (l *life) watch() {
 func (l *life) release() error {
 	c := l.container
 	i := c.instance
-	l.listening = i.engine.listens.watch(namespaceInode(i.link.namespace))
 	i.mu.Lock()
+	if !i.stopping { // else nobody might end it
+		l.listening = i.engine.listens.watch(namespaceInode(i.link.namespace))
+	}
 	l.begun = time.Now()
 	c.enter(engine.ContainerRunning, "")
 	i.mu.Unlock()
@@ -349,7 +351,10 @@ func (l *life) abandon() {
 func (l *life) remove() {
 	c := l.container
 	i, e := c.instance, c.instance.engine
-	l.listening.end()
+	i.mu.Lock()
+	listening := l.listening
+	i.mu.Unlock()
+	listening.end()
 	l.probing.Wait()   // the life's end has stopped it
 	l.launching.Lock() // what is being started here must not be found in the next life, which has the same names
 	defer l.launching.Unlock()

@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-run/berth/engine/enginetest"
 )
 
 // watchListens opens a watch of its own; the test is skipped where the kernel does not let it.
@@ -205,5 +207,24 @@ func TestOpening_WhatIsHeardIsTriedSoonAndAgain(t *testing.T) {
 	cancel()
 	if err := wait.pause(ended); err == nil {
 		t.Error("it goes on after its context has ended")
+	}
+}
+
+func TestRelease_OfAnInstanceThatWasStoppedWaitsForNoPort(t *testing.T) {
+	t.Parallel()
+	e := openEngineWith(t, t.TempDir(), "crun")
+	if e.listens == nil {
+		t.Skip("the kernel does not tell when programs open their ports")
+	}
+	i := enginetest.New(t, e).Prepare(t, nil, "serve").(*instance)
+	i.Stop(0)
+	// As of a Start that is under way meanwhile.
+	if err := i.containers[0].life.release(); err == nil {
+		t.Error("a container that is gone begins")
+	}
+	e.listens.mu.Lock()
+	defer e.listens.mu.Unlock()
+	if left := len(e.listens.waiting); left > 0 {
+		t.Errorf("in %d network namespaces somebody still waits for programs to listen", left)
 	}
 }
