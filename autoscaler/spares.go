@@ -8,8 +8,7 @@ import (
 )
 
 const (
-	// spareBound is what a prepared instance is taken to hold for each of its containers until the engine has measured
-	// one of the revision.
+	// spareBound is what a prepared instance is taken to hold for each of its containers, at least.
 	spareBound = 3 << 19
 	// quietTime is how long after a start nothing is prepared: the request that was waited for is answered first.
 	quietTime = 20 * time.Millisecond
@@ -44,12 +43,10 @@ func (a *Autoscaler) touch(f *fleet) {
 	}
 }
 
-// spareCost is what a prepared instance of the fleet holds in memory, as far as it is known.
+// spareCost is what a prepared instance of the fleet counts for: the bound, or what one was measured to hold where that is
+// more. The measure alone would be too little: what the runtime took before it joined the cgroup is not in it.
 func (f *fleet) spareCost() int64 {
-	if f.spareHeld > 0 {
-		return f.spareHeld
-	}
-	return spareBound * int64(1+len(f.revision.Spec.Sidecars))
+	return max(f.spareHeld, spareBound*int64(1+len(f.revision.Spec.Sidecars)))
 }
 
 // refill sees to it that the most recently used fleets, and only those, have one prepared instance each, within the

@@ -84,3 +84,25 @@ func TestMarkInstances_ARevisionWhoseInstancesAreUnreadyStaysReady(t *testing.T)
 		t.Errorf("with the only one unready: %+v, want a ready revision", s.Conditions)
 	}
 }
+
+func TestMarkInstances_ARevisionThatWaitsForMemorySaysSo(t *testing.T) {
+	revision := &serving.Revision{}
+	mark := func(status autoscaler.Status, declared autoscaler.Revision) *serving.RevisionStatus {
+		revision.Status.InitializeConditions()
+		status.Short = "memory: 2 of 2 (--instance-memory)"
+		markInstances(&revision.Status, "hello-00001", declared, status, nil)
+		return &revision.Status
+	}
+	deploying := autoscaler.Revision{Prove: true, Scale: autoscaler.Scale{Initial: 1}}
+	s := mark(autoscaler.Status{Desired: 1}, deploying)
+	if ready := s.GetCondition(serving.RevisionReady); !ready.IsUnknown() || !strings.Contains(ready.Message, "Waiting for memory: 2 of 2") {
+		t.Errorf("while it is deployed: ready %+v, want unknown, and why", ready)
+	}
+	s = mark(autoscaler.Status{Desired: 1, Proven: true}, autoscaler.Revision{})
+	if active := s.GetCondition(serving.RevisionActive); !active.IsUnknown() || !strings.Contains(active.Message, "memory: 2 of 2") {
+		t.Errorf("while requests wait: active %+v, want unknown, and why", active)
+	}
+	if !s.GetCondition(serving.RevisionReady).IsTrue() {
+		t.Errorf("while requests wait: %+v, want a ready revision", s.Conditions)
+	}
+}

@@ -134,7 +134,7 @@ func markInstances(s *serving.RevisionStatus, name string, declared autoscaler.R
 		s.MarkContainerHealthyFalse(reason, message)
 	case status.Short != "":
 		s.MarkResourcesAvailableUnknown("WaitingForMemory", "Waiting for "+status.Short)
-		s.MarkContainerHealthyUnknown("WaitingForMemory", "")
+		s.MarkContainerHealthyUnknown("WaitingForMemory", "Waiting for "+status.Short)
 	case status.Waiting != "":
 		s.MarkResourcesAvailableTrue()
 		s.MarkContainerHealthyUnknown("Starting", "Waiting for "+status.Waiting)
