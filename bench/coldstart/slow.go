@@ -91,7 +91,7 @@ func (p slow) measure(ctx context.Context, s *bench.Server) error {
 		}
 	}
 	wait, floor := bench.Quantile(f.wait, 0.5), bench.Quantile(f.floor, 0.5)
-	fmt.Printf("%s: %.2f ms at p50, by exec %.2f ms: %s\n", p.name, wait, floor, f.path)
+	fmt.Printf("%s: %.2f ms at p50: %s; by exec %.2f ms: %s\n", p.name, wait, f.path, floor, f.floorPath)
 	bench.Print("slow_added_"+p.name+"_ms", wait-floor, "ms")
 	return s.Remove(ctx, "default", p.name)
 }
