@@ -347,7 +347,7 @@ func (a *Activator) Suspend(instance engine.Instance) {
 		m.suspended = true
 		a.balancer.remove(m)
 		if a.mustWake(m) { // it needs the CPU to become what it was
-			go a.wakeSuspended(m)
+			go a.wake(m) // an error sets it aside, as it is
 		}
 	}
 }

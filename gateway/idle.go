@@ -130,17 +130,13 @@ func (a *Activator) wake(m *member) error {
 		return fmt.Errorf("%w: thawing instance %q: %w", errUnreachable, m.id, err)
 	}
 	m.thawed.Store(&engine.Stage{Name: stageThaw, Begun: begun, Took: time.Since(begun)})
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	m.asleep.Store(false)
-	return nil
-}
-
-// wakeSuspended gives the CPU back to an instance without a request. One that cannot be thawed is set aside, as it is.
-func (a *Activator) wakeSuspended(m *member) {
-	if a.wake(m) == nil {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		a.rested(m, time.Now()) // it may have been resumed
+	if m.linked {
+		a.rested(m, time.Now()) // whoever claimed it may be gone
 	}
+	return nil
 }
 
 // woken is the end of a claim that may have to wake its instance: when that fails the claim is given back.

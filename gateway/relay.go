@@ -174,13 +174,11 @@ func (c *client) begin(p []byte, end int) bool {
 		c.claim()
 		return false
 	}
-	if activator.mustWake(m) {
-		x.head = append(x.head, first...)
-		c.wake(m)
-		return false
-	}
 	x.give(m, x.arrived)
-	conn := l.conns(m).takeFor(x.upDone && len(first) <= maxRepeat)
+	var conn *instanceConn
+	if !activator.mustWake(m) { // else dial does
+		conn = l.conns(m).takeFor(x.upDone && len(first) <= maxRepeat)
+	}
 	if conn == nil {
 		x.head = append(x.head, first...)
 		c.dial()

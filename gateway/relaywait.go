@@ -25,17 +25,6 @@ func (c *client) claim() {
 	}()
 }
 
-// wake waits until an instance that was claimed has the CPU again.
-func (c *client) wake(m *member) {
-	x := &c.relay
-	c.wait()
-	l, id, activator := c.loop, x.id, x.activator
-	go func() {
-		m, err := activator.woken(m, nil)
-		c.claimPosted(l, id, activator, m, err)
-	}()
-}
-
 // claimAgain waits for another slot, for a request of which nothing has reached its instance.
 func (c *client) claimAgain() {
 	x := &c.relay
@@ -79,13 +68,17 @@ func (c *client) claimPosted(l *loop, id uint64, activator *Activator, m *member
 	}
 }
 
-// dial waits for a connection to the instance whose slot the request has.
+// dial waits for a connection to the instance whose slot the request has, and before that until it has the CPU again, where
+// it is withheld between requests: connections from before are not used then.
 func (c *client) dial() {
 	x := &c.relay
 	ctx := c.wait()
-	l, id, conns, at := c.loop, x.id, x.member.conns, x.deadline()
+	l, id, activator, m, at := c.loop, x.id, x.activator, x.member, x.deadline()
 	go func() {
-		fd, err := conns.dialSocket(ctx, at)
+		fd, err := -1, activator.wake(m)
+		if err == nil {
+			fd, err = m.conns.dialSocket(ctx, at)
+		}
 		taken := l.post(func() {
 			defer c.guard()
 			if c.fd < 0 || x.id != id || c.state != stateHolding {
