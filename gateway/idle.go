@@ -101,7 +101,7 @@ func (a *Activator) freeze(m *member) {
 		return
 	}
 	a.mu.Lock()
-	m.asleep.Store(false)
+	m.asleep.Store(m.instance.Frozen()) // a part of it may be, and must be thawed
 	m.unfreezable = true
 	a.mu.Unlock()
 	if a.revision.FreezeFailed != nil && !hasExited(m.instance) {

@@ -268,6 +268,31 @@ func TestActivator_AnInstanceThatCannotBeFrozenIsToldOfOnce(t *testing.T) {
 	})
 }
 
+// Of an instance that could be frozen in part only, and not thawed again at once, no request must find that part.
+func TestActivator_AnInstanceThatIsFrozenInPartIsThawed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := NewActivator(throttled())
+		one := idleInstance("one")
+		one.onFreeze = func() error {
+			one.frozen.Store(true)
+			return errors.New("the second container cannot be frozen")
+		}
+		a.Add(one)
+		time.Sleep(time.Second)
+		for range 2 {
+			m := mustClaim(t, a)
+			if one.Frozen() {
+				t.Error("the request was given to a frozen instance")
+			}
+			a.release(m, time.Now())
+			time.Sleep(time.Second)
+		}
+		if n := one.freezes.Load(); n != 1 {
+			t.Errorf("freezing was tried %d times, want once", n)
+		}
+	})
+}
+
 func TestActivator_AnInstanceThatCannotBeThawedGetsNoRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := NewActivator(throttled())
