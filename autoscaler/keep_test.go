@@ -28,8 +28,10 @@ func throttled(t *testing.T, a *Autoscaler, e *fakeEngine, name string, n int, a
 	t.Helper()
 	r, pool := revision(t, a, name, 1, annotations...)
 	r.Throttled = true
-	a.Apply(r)
+	e.mu.Lock()
 	began := len(e.starts)
+	e.mu.Unlock()
+	a.Apply(r) // a least number starts some at once
 	pool.set(n)
 	after(2 * time.Second)
 	if got := status(t, a, r); got.Ready != n {
