@@ -43,7 +43,7 @@ func TestOracle_CostsWhatIsComputedByHand(t *testing.T) {
 // TestOracle_IsABoundForEveryRule plays the beginning of every scenario. No rule makes requests wait less in all, and
 // one that makes nobody wait uses no less instance time.
 func TestOracle_IsABoundForEveryRule(t *testing.T) {
-	const most = 2500
+	const most = 1000
 	for _, s := range Scenarios() {
 		all := s.Requests()
 		all = all[:min(most, len(all))]
