@@ -20,6 +20,8 @@ import (
 const (
 	// lookEvery is how often the server is asked which services are at zero.
 	lookEvery = 250 * time.Millisecond
+	// settlePatience is how long the server may take until nothing is under way.
+	settlePatience = 5 * time.Minute
 	// answerPatience is how long a request may take.
 	answerPatience = 30 * time.Second
 )
@@ -69,16 +71,49 @@ func newFleet(ctx context.Context, s *bench.Server) (*fleet, error) {
 	for name := range f.urls {
 		f.asked[name] = time.Now()
 	}
-	return f, f.settle(ctx)
+	return f, f.rest(ctx)
 }
 
-// settle waits until every service is at zero and has its prepared instance, and nothing is under way.
+// rest waits until every service is at zero.
+func (f *fleet) rest(ctx context.Context) error {
+	_, err := f.await(ctx, func(prepared, others int) bool { return others == 0 })
+	return err
+}
+
+// settle waits until every service is at zero and has its prepared instance, and nothing is under way. Instances are
+// prepared at the lowest priority: on a machine with other work that takes its time.
 func (f *fleet) settle(ctx context.Context) error {
-	if err := f.server.AwaitZero(ctx, services); err != nil {
-		return err
+	states, err := f.await(ctx, func(prepared, others int) bool { return others == 0 && prepared == services })
+	if err != nil {
+		return fmt.Errorf("%w; instances are %v, where each of the %d services should have a prepared one", err, states, services)
 	}
-	f.look(ctx, time.Now())
 	return nil
+}
+
+// await waits until the numbers of instances, prepared ones and others, are as they should be.
+func (f *fleet) await(ctx context.Context, done func(prepared, others int) bool) (states map[string]int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, settlePatience)
+	defer cancel()
+	for {
+		if states, err = f.server.States(ctx); err != nil {
+			return states, fmt.Errorf("waiting for the services to be at zero: %w", err)
+		}
+		prepared, others := states[string(engine.Prepared)], 0
+		for state, n := range states {
+			if state != string(engine.Prepared) {
+				others += n
+			}
+		}
+		if done(prepared, others) {
+			f.look(ctx, time.Now())
+			return states, nil
+		}
+		select {
+		case <-ctx.Done():
+			return states, fmt.Errorf("waiting for the services to be at zero: %w", ctx.Err())
+		case <-time.After(lookEvery):
+		}
+	}
 }
 
 // look finds the services that are back at zero at a time.

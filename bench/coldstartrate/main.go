@@ -109,7 +109,7 @@ func measure(ctx context.Context, s *bench.Server, f *fleet, crun *crunLoop) err
 		if ours.err != nil {
 			return fmt.Errorf("starting instances as fast as it goes: %w", ours.err)
 		}
-		if err := f.settle(ctx); err != nil {
+		if err := f.rest(ctx); err != nil {
 			return err
 		}
 	}
