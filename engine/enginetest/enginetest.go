@@ -224,6 +224,7 @@ func Run(t *testing.T, newEngine func(t *testing.T) engine.Engine) {
 		"ExecRunsInAFrozenInstance":               execRunsInAFrozenInstance,
 		"PortsOfAFrozenInstanceAreReached":        portsOfAFrozenInstanceAreReached,
 		"FrozenInstanceIsNotProbed":               frozenInstanceIsNotProbed,
+		"InstanceThatRunsNowAndThenIsProbed":      instanceThatRunsNowAndThenIsProbed,
 		"SidecarOfAFrozenInstanceIsStartedAgain":  sidecarOfAFrozenInstanceIsStartedAgain,
 		"LastOfFreezeAndThawWins":                 lastOfFreezeAndThawWins,
 		"UsageIsWhatItUses":                       usageIsWhatItUses,

@@ -162,7 +162,10 @@ func connectionsOutlastAFreeze(t *testing.T, s *Suite) {
 }
 
 func stopLetsAFrozenInstanceSayGoodbye(t *testing.T, s *Suite) {
-	i := s.Start(t, s.WithSidecar(nil, "graceful"), "graceful")
+	i := s.Start(t, s.WithSidecar(func(c *engine.Container) {
+		c.Env = []engine.Env{{Name: "PORT", Value: fmt.Sprint(helperPort)}}
+		c.StartupProbe = &engine.Probe{TCP: &engine.TCPProbe{Port: helperPort}} // it listens for the signal before
+	}, "graceful"), "graceful")
 	freeze(t, i)
 	i.Stop(time.Minute)
 	if exit := i.Exit(); exit.Code != 0 || exit.Signal != 0 || !slices.Equal(exit.LastLines, []string{"goodbye"}) {
@@ -291,6 +294,26 @@ func frozenInstanceIsNotProbed(t *testing.T, s *Suite) {
 	awaitReadiness(t, i, true)
 	if c := onlyContainer(t, i); c.Restarts == 0 {
 		t.Errorf("after a failure it is %+v, want started again", c)
+	}
+}
+
+func instanceThatRunsNowAndThenIsProbed(t *testing.T, s *Suite) {
+	i := s.Start(t, func(spec *engine.Spec) {
+		spec.Container.LivenessProbe = &engine.Probe{
+			HTTP: &engine.HTTPProbe{Port: port, Path: "/health"}, Period: 500 * time.Millisecond, FailureThreshold: 2,
+		}
+	}, "serve")
+	Request(t, i, http.MethodPost, "/health?code=500")
+	for late := time.Now().Add(patience); onlyContainer(t, i).Restarts == 0; {
+		if time.Now().After(late) {
+			t.Fatal("it is not started again although its probe fails")
+		}
+		for _, change := range []func() error{i.Freeze, i.Thaw} {
+			if err := change(); err != nil { // while it is being started again it is not frozen
+				t.Fatal(err)
+			}
+			time.Sleep(still) // less than the period
+		}
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 // freezer withholds the CPU from all containers of an instance, by the kernel's cgroup freezer.
 //
 // What the engine itself does in an instance needs the CPU: commands and connections that somebody asked for, and
-// containers being started again. Each holds the instance thawed, and it freezes, if it is still to be, once the last
+// containers being started again, and one try of a probe. Each holds the instance thawed, and it freezes, if it is still to be, once the last
 // of them has ended.
 type freezer struct {
 	// wanted tells whether the instance is to be frozen. It becomes true with mu and instance.mu held, and false, with mu
@@ -82,6 +82,23 @@ func (i *instance) hold() (release func(), err error) {
 	if err := i.thaw(); err != nil {
 		return nil, err
 	}
+	return i.held(), nil
+}
+
+// holdAwake is hold for what need not be done while the instance is frozen: then ok is false.
+func (i *instance) holdAwake() (release func(), ok bool) {
+	f := &i.freezer
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.frozen {
+		return nil, false
+	}
+	return i.held(), true
+}
+
+// held counts one that holds the instance. freezer.mu is held.
+func (i *instance) held() (release func()) {
+	f := &i.freezer
 	f.holds++
 	return sync.OnceFunc(func() {
 		f.mu.Lock()
@@ -91,7 +108,7 @@ func (i *instance) hold() (release func(), err error) {
 		if err != nil {
 			i.engine.logger.Error("freezing an instance again", "revision", i.spec.Revision, "instance", i.id, "error", err)
 		}
-	}), nil
+	})
 }
 
 // holdAnyway is hold for what goes on even if the instance cannot be thawed.
@@ -164,7 +181,7 @@ func (i *instance) pauseProbing() bool {
 	return true
 }
 
-// goOnProbing begins the probing of an instance that was frozen anew.
+// goOnProbing goes on with the probing of an instance that was frozen.
 func (i *instance) goOnProbing() {
 	i.mu.Lock()
 	defer i.mu.Unlock()

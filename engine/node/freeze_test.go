@@ -263,20 +263,43 @@ func TestBoost_IsInTheBundleOnlyWhereAskedFor(t *testing.T) {
 	}
 }
 
-func TestProber_BegunAnewWaitsAPeriod(t *testing.T) {
+// A service that is used now and then is frozen for most of the time, and each time for less than a probe's period runs:
+// it is probed nevertheless.
+func TestProber_GoesOnAfterAFreeze(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatched()
-		time.Sleep(time.Minute) // it was frozen
-		w.anew = true
-		w.readiness, w.liveness = httpProbe("/ready", 3*time.Second, 1, 1), httpProbe("/live", 2*time.Second, 1, 1)
-		stop := w.start(t)
-		time.Sleep(5 * time.Second)
-		stop()
+		w.readiness, w.liveness = httpProbe("/ready", 3*time.Second, 1, 1), httpProbe("/live", 10*time.Second, 3, 1)
+		w.set("/live", true)
+		for range 7 {
+			stop := w.start(t)
+			time.Sleep(100 * time.Millisecond)
+			stop()
+			w.anew = true
+			time.Sleep(3900 * time.Millisecond) // frozen
+		}
+		const s, pause = time.Second, thawPause
 		want := map[string][]time.Duration{
-			"/ready": {63 * time.Second}, "/live": {62 * time.Second, 64 * time.Second},
+			"/live":  {0, 12*s + pause, 24*s + pause},
+			"/ready": {4*s + pause, 8*s + pause, 12*s + pause, 16*s + pause, 20*s + pause, 24*s + pause},
 		}
 		if diff := cmp.Diff(want, w.tries); diff != "" {
 			t.Errorf("tries (-want +got):\n%s", diff)
+		}
+		if len(w.did) != 1 || !strings.Contains(w.did[0], "LIVENESS HTTP probe failed 3 times consecutively") {
+			t.Errorf("it did %q, want that the third try is the last", w.did)
+		}
+	})
+}
+
+func TestProber_TriesNothingThatIsFrozen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatched()
+		w.hold = func() (func(), bool) { return nil, false }
+		w.liveness = httpProbe("/live", time.Second, 1, 1)
+		w.start(t)
+		time.Sleep(time.Minute)
+		if len(w.tries) != 0 {
+			t.Errorf("tries: %v", w.tries)
 		}
 	})
 }

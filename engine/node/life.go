@@ -40,6 +40,7 @@ type life struct {
 
 	stopProbing context.CancelFunc // nil while nothing is probed after the start; guarded by instance.mu
 	probing     sync.WaitGroup
+	courses     *courses // of the probes after the start: theirs while they go on
 }
 
 // prepare makes the life up to where it waits for release. When it fails, abandon takes back what it has made. lap is
@@ -226,6 +227,7 @@ func (l *life) awaitStarted(ctx context.Context) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	c.started, c.unready = !hasEnded(l.exited), false
+	l.courses = newCourses(c.spec.ReadinessProbe, c.spec.LivenessProbe, l.begun)
 	l.goOnProbing(false)
 	l.endBoost()
 	return nil
@@ -269,8 +271,8 @@ func (l *life) probed() probed {
 	}
 }
 
-// goOnProbing begins the probes that go on after the start, where there are any, or begins them anew after a time in
-// which they did not go on. instance.mu is held.
+// goOnProbing begins the probes that go on after the start, where there are any, or goes on with them after a freeze.
+// instance.mu is held.
 func (l *life) goOnProbing(anew bool) {
 	c := l.container
 	i := c.instance
@@ -279,8 +281,9 @@ func (l *life) goOnProbing(anew bool) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p := prober{
-		name: c.spec.Name, readiness: c.spec.ReadinessProbe, liveness: c.spec.LivenessProbe, begun: l.begun, anew: anew,
+		name: c.spec.Name, readiness: c.spec.ReadinessProbe, liveness: c.spec.LivenessProbe, courses: l.courses, anew: anew,
 		try:  l.probed().try,
+		hold: i.holdAwake,
 		say:  c.say,
 		turn: func(ready bool) { c.setUnready(ctx, !ready) },
 		fail: func(why string) {

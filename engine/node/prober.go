@@ -15,15 +15,65 @@ const (
 	probeFailures = 3
 )
 
+// thawPause is how long after a thaw a probe is tried that has become due meanwhile: what the instance was thawed for
+// goes first.
+const thawPause = 10 * time.Millisecond
+
+// course is how far a probe that goes on has come. It outlasts the times in which the instance is frozen.
+type course struct {
+	mu             sync.Mutex
+	next           time.Time // when it is to be tried
+	passed, failed int       // tries in a row
+}
+
+// wait is how long it is until the next try.
+func (c *course) wait() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Until(c.next)
+}
+
+// count counts a try, and returns how many in a row have passed or failed.
+func (c *course) count(err error, next time.Time) (passed, failed int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next = next
+	if err == nil {
+		c.passed, c.failed = c.passed+1, 0
+	} else {
+		c.passed, c.failed = 0, c.failed+1
+	}
+	return c.passed, c.failed
+}
+
+// courses are those of a container's probes.
+type courses struct{ readiness, liveness course }
+
+// newCourses returns those of a container that was let run at begun, and has started now. The check that it was before
+// its start is the first try of the readiness probe.
+func newCourses(readiness, liveness *engine.Probe, begun time.Time) *courses {
+	c := new(courses)
+	if readiness != nil {
+		c.readiness.next = time.Now().Add(period(*readiness))
+	}
+	if liveness != nil {
+		c.liveness.next = begun.Add(liveness.InitialDelay)
+	}
+	return c
+}
+
 // prober goes on probing a container that has started, as Kubernetes does. Containers without such probes have none.
 type prober struct {
 	name      string        // of the container
 	readiness *engine.Probe // nil is none
 	liveness  *engine.Probe // nil is none
-	begun     time.Time     // when the program was let run
-	anew      bool          // it was probed before, and not for a while: the first try is a period away
+	courses   *courses
+	anew      bool // it was frozen, and probed before
 
 	try func(ctx context.Context, probe engine.Probe) error
+	// hold keeps the instance from being frozen until release is called: a try that has begun counts. ok is false when it
+	// is frozen.
+	hold func() (release func(), ok bool)
 	// say writes a line to the container's log.
 	say func(text string)
 	// turn is told when the readiness probe fails, and when it passes again.
@@ -53,11 +103,11 @@ func (p *prober) run(ctx context.Context) {
 	}
 }
 
-// watchReadiness begins with a container that is ready. The check that it was before its start is the first try.
+// watchReadiness begins with a container that is ready.
 func (p *prober) watchReadiness(ctx context.Context) {
 	probe := *p.readiness
 	ready := true
-	p.repeat(ctx, probe, period(probe), func(passed, failed int, err error) bool {
+	p.repeat(ctx, probe, &p.courses.readiness, func(passed, failed int, err error) bool {
 		switch {
 		case ready && failed >= failures(probe):
 			ready = false
@@ -75,11 +125,7 @@ func (p *prober) watchReadiness(ctx context.Context) {
 // watchLiveness returns why the container has to be started again; "" when ctx ended before.
 func (p *prober) watchLiveness(ctx context.Context) (why string) {
 	probe := *p.liveness
-	first := probe.InitialDelay - time.Since(p.begun)
-	if p.anew {
-		first = max(first, period(probe))
-	}
-	p.repeat(ctx, probe, first, func(_, failed int, err error) bool {
+	p.repeat(ctx, probe, &p.courses.liveness, func(_, failed int, err error) bool {
 		if failed >= failures(probe) {
 			why = p.failure("LIVENESS", probe, failed, err)
 		}
@@ -88,26 +134,37 @@ func (p *prober) watchLiveness(ctx context.Context) (why string) {
 	return why
 }
 
-// repeat tries a probe after the time first and then in each period, until ctx ends or each returns false. each is told
-// how many tries in a row have passed or failed. A try that takes longer than the period puts the next one off.
-func (p *prober) repeat(ctx context.Context, probe engine.Probe, first time.Duration, each func(passed, failed int, err error) bool) {
-	passed, failed := 0, 0
-	for wait := first; sleep(ctx, wait) == nil; {
-		tried := time.Now()
-		err := p.try(ctx, probe)
-		switch {
-		case ctx.Err() != nil: // the end of probing may have cut it short
-			return
-		case err == nil:
-			passed, failed = passed+1, 0
-		default:
-			passed, failed = 0, failed+1
-		}
-		if !each(passed, failed, err) {
-			return
-		}
-		wait = period(probe) - time.Since(tried)
+// repeat tries a probe when it is due and then in each period, until ctx ends, the instance is frozen or each returns
+// false. each is told how many tries in a row have passed or failed. A try that takes longer than the period puts the
+// next one off.
+func (p *prober) repeat(ctx context.Context, probe engine.Probe, c *course, each func(passed, failed int, err error) bool) {
+	wait := c.wait()
+	if p.anew {
+		wait = max(wait, thawPause)
 	}
+	for sleep(ctx, wait) == nil {
+		release, ok := p.hold()
+		if !ok {
+			return
+		}
+		more := p.tryOnce(ctx, probe, c, each)
+		release()
+		if !more {
+			return
+		}
+		wait = c.wait()
+	}
+}
+
+// tryOnce makes one try, and tells each. It returns false when there is to be no other.
+func (p *prober) tryOnce(ctx context.Context, probe engine.Probe, c *course, each func(passed, failed int, err error) bool) bool {
+	tried := time.Now()
+	err := p.try(ctx, probe)
+	if ctx.Err() != nil { // the end of probing may have cut it short
+		return false
+	}
+	passed, failed := c.count(err, tried.Add(period(probe)))
+	return each(passed, failed, err)
 }
 
 // failure is the beginning of the log line that Cloud Run writes (contract E16), and what was seen last.

@@ -32,7 +32,8 @@ func newWatched() *watched {
 		w.did = append(w.did, fmt.Sprintf("%s %s", time.Since(w.began), text))
 	}
 	w.prober = prober{
-		name: "web", begun: w.began,
+		name: "web",
+		hold: func() (func(), bool) { return func() {}, true },
 		try: func(_ context.Context, probe engine.Probe) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -58,6 +59,9 @@ func (w *watched) set(path string, down bool) {
 
 // start runs the prober until the test, or the function returned, ends it.
 func (w *watched) start(t *testing.T) (stop func()) {
+	if w.courses == nil {
+		w.courses = newCourses(w.readiness, w.liveness, w.began)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { w.run(ctx) })
