@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,10 +121,31 @@ func (c *cgroups) open() error {
 	if err := c.sweep(); err != nil {
 		return fmt.Errorf("cleaning up after a former server: %w", err)
 	}
-	if !c.v2 {
-		return nil // runtimes make the groups above an instance's, with all they need
+	if c.v2 {
+		if err := c.delegate(); err != nil {
+			return err
+		}
+	} // else runtimes make the groups above an instance's, with all they need
+	return c.weigh()
+}
+
+// weigh gives the engine's group the weight of one busy program for each processor, as Kubernetes gives its pods. Else
+// the kernel lets all instances together have no more of a busy machine than a single program beside them has.
+func (c *cgroups) weigh() error {
+	const each, weightEach, mostWeight = 1024, 100, 10000 // of the kernel: its default, and what it takes
+	group := filepath.Join(c.roots["cpu"], c.name)
+	file, value := filepath.Join(group, "cpu.shares"), each*runtime.NumCPU()
+	if c.v2 {
+		group = filepath.Join(c.roots[""], c.name)
+		file, value = filepath.Join(group, "cpu.weight"), min(weightEach*runtime.NumCPU(), mostWeight)
 	}
-	return c.delegate()
+	if err := os.MkdirAll(group, 0o755); err != nil {
+		return fmt.Errorf("making cgroup %q: %w", group, err)
+	}
+	if err := os.WriteFile(file, []byte(strconv.Itoa(value)), 0o644); err != nil {
+		return fmt.Errorf("giving instances their part of the CPU: %w", err)
+	}
+	return nil
 }
 
 // delegate makes the engine's v2 group and lets groups below it have limits.

@@ -3,6 +3,8 @@ package node
 import (
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"testing"
 )
 
@@ -39,5 +41,26 @@ func TestCgroups_OfVersion2AreThereOnceOpen(t *testing.T) {
 	}
 	if !c.countsSwap() {
 		t.Error("swap is not counted where the kernel has memory.swap.max")
+	}
+}
+
+func TestCgroups_InstancesWeighOneProgramForEachProcessor(t *testing.T) {
+	v1 := &cgroups{roots: map[string]string{"cpu": t.TempDir()}, name: "berth-012345"}
+	v2 := v2Groups(t)
+	for _, c := range []struct {
+		groups *cgroups
+		file   string
+		each   int
+	}{
+		{v1, filepath.Join(v1.roots["cpu"], v1.name, "cpu.shares"), 1024},
+		{v2, filepath.Join(v2.roots[""], v2.name, "cpu.weight"), 100},
+	} {
+		if err := c.groups.open(); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(c.file)
+		if want := strconv.Itoa(c.each * runtime.NumCPU()); err != nil || string(text) != want {
+			t.Errorf("%s holds %q (%v), want %s", c.file, text, err, want)
+		}
 	}
 }
