@@ -52,6 +52,9 @@ type courses struct{ readiness, liveness course }
 // newCourses returns those of a container that was let run at begun, and has started now. The check that it was before
 // its start is the first try of the readiness probe.
 func newCourses(readiness, liveness *engine.Probe, begun time.Time) *courses {
+	if readiness == nil && liveness == nil {
+		return nil
+	}
 	c := new(courses)
 	if readiness != nil {
 		c.readiness.next = time.Now().Add(period(*readiness))
