@@ -390,6 +390,23 @@ func TestGateway_CountsARevisionThatWasMadeAgainUnderItsNameWithTheOldOne(t *tes
 	}
 }
 
+func TestGateway_CountsNoRequestThatEndsAfterItsRevisionWasForgotten(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	a := NewActivator(testRevision())
+	g, _ := startGateway(t, Config{Registerer: registry}, a)
+	counts := a.metrics.Load()
+	if values := gather(t, registry); values["berth_requests_in_flight default hello-00001 hello"] != 0 || len(values) != 2 {
+		t.Errorf("before the first request there are %v", values)
+	}
+	counts.observe(http.StatusOK, time.Second)
+	g.Forget(a)
+	counts.observe(http.StatusOK, time.Second)
+	counts.observe(http.StatusNotFound, time.Second)
+	if left := gather(t, registry); len(left) != 0 {
+		t.Errorf("left are %v", left)
+	}
+}
+
 // gather reads every counter, gauge, and count of a histogram, by name and the values of its labels.
 func gather(t *testing.T, registry *prometheus.Registry) map[string]float64 {
 	t.Helper()

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -41,11 +42,18 @@ func (s series) labels() prometheus.Labels {
 	return prometheus.Labels{"namespace": s.namespace, "service": s.service, "revision": s.revision}
 }
 
-// revisionMetrics are the counters of one revision.
+// revisionMetrics counts the requests of one activator.
 type revisionMetrics struct {
-	requests *prometheus.CounterVec // the status code is missing
+	metrics   *metrics
+	activator *Activator
+	counters  atomic.Pointer[counters] // nil until its first request; replaced, never changed
+}
+
+// counters are those that a revision's requests have needed so far: most of many services have no requests for long, and
+// a histogram is more memory than all else that the gateway keeps of them.
+type counters struct {
 	duration prometheus.Observer
-	codes    atomic.Pointer[[]codeCounter] // those seen so far; replaced, never changed
+	codes    []codeCounter
 }
 
 type codeCounter struct {
@@ -100,12 +108,8 @@ func (m *metrics) attach(a *Activator) {
 		return
 	}
 	m.activators[a] = struct{}{}
-	of := seriesOf(a)
-	m.series[of]++
-	a.metrics.Store(&revisionMetrics{
-		requests: m.requests.MustCurryWith(of.labels()),
-		duration: m.duration.With(of.labels()),
-	})
+	m.series[seriesOf(a)]++
+	a.metrics.Store(&revisionMetrics{metrics: m, activator: a})
 }
 
 // detach takes an activator's counters away. The series of its revision end with the last activator.
@@ -145,24 +149,54 @@ func (m *metrics) waited(t *timing) {
 
 // observe counts one request.
 func (r *revisionMetrics) observe(code int, took time.Duration) {
-	r.duration.Observe(took.Seconds())
-	for {
-		seen := r.codes.Load()
-		if seen != nil {
-			for i := range *seen {
-				if (*seen)[i].code == code {
-					(*seen)[i].counter.Inc()
-					return
-				}
-			}
+	c := r.counters.Load()
+	counter := c.of(code)
+	if counter == nil {
+		if c = r.add(code); c == nil {
+			return
 		}
-		var next []codeCounter
-		if seen != nil {
-			next = append(next, *seen...)
-		}
-		next = append(next, codeCounter{code, r.requests.WithLabelValues(strconv.Itoa(code))})
-		r.codes.CompareAndSwap(seen, &next)
+		counter = c.of(code)
 	}
+	c.duration.Observe(took.Seconds())
+	counter.Inc()
+}
+
+// of returns the counter of a status, nil before its first request.
+func (c *counters) of(code int) prometheus.Counter {
+	if c == nil {
+		return nil
+	}
+	for i := range c.codes {
+		if c.codes[i].code == code {
+			return c.codes[i].counter
+		}
+	}
+	return nil
+}
+
+// add makes the counter of a status. It returns nil when the activator has been detached: what its last requests would
+// add to has ended.
+func (r *revisionMetrics) add(code int) *counters {
+	m := r.metrics
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, attached := m.activators[r.activator]; !attached {
+		return nil
+	}
+	seen := r.counters.Load()
+	if seen.of(code) != nil { // another request was faster
+		return seen
+	}
+	of := seriesOf(r.activator)
+	next := &counters{}
+	if seen == nil {
+		next.duration = m.duration.WithLabelValues(of.namespace, of.service, of.revision)
+	} else {
+		next.duration, next.codes = seen.duration, slices.Clone(seen.codes)
+	}
+	next.codes = append(next.codes, codeCounter{code, m.requests.WithLabelValues(of.namespace, of.service, of.revision, strconv.Itoa(code))})
+	r.counters.Store(next)
+	return next
 }
 
 // Describe implements prometheus.Collector.

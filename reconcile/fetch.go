@@ -110,7 +110,7 @@ func (f *fetch) begin(ctx context.Context, r *Reconciler, d *deployment, revisio
 		err := r.fetch(ctx, f, d.key, revision)
 		k := key{serving.KindRevision.String(), d.key.Namespace, d.key.Revision}
 		if err == nil {
-			f.set(func() { f.state, f.failures = fetchDone, 0 })
+			f.set(func() { f.state, f.failures, f.stop = fetchDone, 0, nil })
 			if wasReady { // the server has begun again, and counted on it
 				return
 			}

@@ -21,13 +21,15 @@ import (
 	"github.com/berth-run/berth/store"
 )
 
-// gatewayRevision is what the gateway needs to know of a revision.
+// gatewayRevision is what the gateway needs to know of a revision. It does not keep the revision itself, which is much
+// larger, for as long as it is served.
 func (r *Reconciler) gatewayRevision(revision *serving.Revision) gateway.Revision {
 	id := autoscaler.Key{Namespace: revision.Namespace, Revision: revision.Name}
 	_, user := servingContainer(revision)
+	service := revision.Labels[serving.LabelService]
 	of := gateway.Revision{
 		Namespace:     revision.Namespace,
-		Service:       revision.Labels[serving.LabelService],
+		Service:       service,
 		Configuration: revision.Labels[serving.LabelConfiguration],
 		Name:          revision.Name,
 		Concurrency:   int(revision.Spec.GetContainerConcurrency()),
@@ -40,8 +42,8 @@ func (r *Reconciler) gatewayRevision(revision *serving.Revision) gateway.Revisio
 		IdleDelay:     r.IdleDelay,
 		Room:          r.room(revision),
 		FreezeFailed: func(instance string, err error) {
-			r.Logger.Warn("the CPU is not withheld from an instance between requests", "service", revision.Labels[serving.LabelService],
-				"revision", revision.Name, "instance", instance, "error", err)
+			r.Logger.Warn("the CPU is not withheld from an instance between requests", "service", service,
+				"revision", id.Revision, "instance", instance, "error", err)
 		},
 		MaxQueue: r.MaxQueue,
 		Wake:     func() { r.wake(id) },

@@ -1,8 +1,10 @@
 package reconcile
 
 import (
+	"runtime"
 	"testing"
 	"time"
+	"weak"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -35,6 +37,19 @@ func TestGatewayRevision_HasWhatTheTemplateSaysOfRequests(t *testing.T) {
 	if r.gatewayRevision(revision).Affinity {
 		t.Error("it has affinity")
 	}
+}
+
+func TestGatewayRevision_DoesNotKeepTheRevision(t *testing.T) {
+	revision := &serving.Revision{}
+	revision.Name = "hello-00001"
+	revision.Spec.Containers = []serving.Container{{Image: "hello"}}
+	kept := weak.Make(revision)
+	of := (&Reconciler{}).gatewayRevision(revision)
+	runtime.GC()
+	if kept.Value() != nil {
+		t.Error("it does: every revision that is served stays decoded in memory")
+	}
+	runtime.KeepAlive(of)
 }
 
 func TestServingPort_IsTheDefaultUnlessNumbered(t *testing.T) {

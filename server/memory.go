@@ -23,6 +23,9 @@ const (
 	memoryTick      = 5 * time.Second
 	// worthReturning is how much unused memory makes it worth to give it back to the machine.
 	worthReturning = 2 << 20
+	// returnPause is how many times as long as it took the memory last given back is not looked at again: that collects the
+	// whole heap, and among many services a deploy now and then would cost less than what it left behind.
+	returnPause = 100
 )
 
 // tendMemory keeps the server small while it is idle, until ctx ends. $GOGC overrules it.
@@ -37,6 +40,7 @@ func (s *server) tendMemory(ctx context.Context) error {
 	percent := quietPercent
 	requests := s.gateway.Requests()
 	_, collections := readHeap()
+	var last returned
 	for {
 		select {
 		case <-ctx.Done():
@@ -56,14 +60,25 @@ func (s *server) tendMemory(ctx context.Context) error {
 			percent = want
 		}
 		// Nothing was collected for a while: what the last work left behind can go. Our own collection counts as
-		// one, so an idle server does this once.
-		if want == quietPercent && collected == collections && unused > worthReturning {
+		// one, and leaves nothing unused: an idle server does this once.
+		if want == quietPercent && collected == collections && unused > worthReturning && last.mayRepeat(time.Now()) {
+			begun := time.Now()
 			debug.FreeOSMemory()
+			last = returned{at: time.Now(), took: time.Since(begun)}
 			_, collected = readHeap()
 		}
 		collections = collected
 	}
 }
+
+// returned is when memory was last given back, and how long that took; the zero value is never.
+type returned struct {
+	at   time.Time
+	took time.Duration
+}
+
+// mayRepeat tells whether the next time may be now.
+func (r returned) mayRepeat(now time.Time) bool { return now.Sub(r.at) >= returnPause*r.took }
 
 // isCollecting tells whether so many collections in a tick, at a percentage, are those of a busy server.
 func isCollecting(collections uint64, percent int) bool {
