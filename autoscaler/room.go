@@ -24,6 +24,9 @@ const (
 	// turnLeast is for how long a revision keeps its only instance at least while others wait for their first: it is
 	// many times what a start costs, and half of what requests wait at least under Cloud Run's rule.
 	turnLeast = 5 * time.Second
+	// loopPatience is how long a revision that has been in a crash loop waits behind all others. Then it has its turn as they
+	// do: it may be well again, and only a start can tell.
+	loopPatience = backoffMost
 	// settleTime is how long an instance has been ready at least before it is given up for another revision's second.
 	settleTime = time.Second
 	// drainPatience is how long the memory of a draining instance is counted on. After that another one goes.
@@ -153,7 +156,7 @@ const (
 	waits                 // it waits for its first
 	isOver                // it has had one for long
 	justWaits             // it has begun to wait just now: perhaps it has given one up
-	loops                 // it is in a crash loop
+	loops                 // it is in a crash loop, and has not waited for long
 )
 
 // place is a fleet's turn, and its order among those with the same.
@@ -175,7 +178,7 @@ func (f *fleet) place(now time.Time) place {
 		return place{isOver, time.Time{}.Add(had)} // the longest last
 	case f.holds() > 0:
 		return place{turn: hasTurn}
-	case f.backoff.loops():
+	case f.backoff.loops() && now.Sub(f.short.since) < loopPatience:
 		return place{loops, f.short.since}
 	case now.Sub(f.short.since) >= settleTime:
 		return place{waits, f.short.since}
