@@ -408,7 +408,10 @@ func (s MemoryStatus) String() string {
 	if s.Limit > 0 {
 		text += " of " + inBytes(s.Limit)
 	}
-	if s.Waiting > 0 {
+	switch {
+	case s.Waiting == 1:
+		text += ", 1 revision waits"
+	case s.Waiting > 1:
 		text += fmt.Sprintf(", %d revisions wait", s.Waiting)
 	}
 	return text

@@ -65,7 +65,7 @@ func (s Settings) Validate() error {
 	var errs []error
 	check := func(name string, ok bool, value any, want string) {
 		if !ok {
-			errs = append(errs, fmt.Errorf("%s is %v: give %s", name, value, want))
+			errs = append(errs, fmt.Errorf("--%s %v: give %s", name, value, want))
 		}
 	}
 	check("stable-window", s.StableWindow > 0, s.StableWindow, "a time above 0")
@@ -84,12 +84,12 @@ func (s Settings) Validate() error {
 	check("initial-scale", s.InitialScale >= 0, s.InitialScale, "a number from 0 up")
 	check("min-instances", s.MinScale >= 0, s.MinScale, "a number from 0 up")
 	check("max-instances", s.MaxScale >= 0, s.MaxScale, "a number from 0 (unlimited) up")
-	check("min-instances", s.MaxScale <= 0 || s.MinScale <= s.MaxScale, s.MinScale, fmt.Sprintf("no more than max-instances, which is %d", s.MaxScale))
+	check("min-instances", s.MaxScale <= 0 || s.MinScale <= s.MaxScale, s.MinScale, fmt.Sprintf("no more than --max-instances, which is %d", s.MaxScale))
 	check("stop-grace", s.StopGrace >= 0, s.StopGrace, "a time from 0 up")
 	check("drain-timeout", s.DrainTimeout >= 0, s.DrainTimeout, "a time from 0 up")
 	check("instance-memory", s.InstanceMemory.valid(), s.InstanceMemory, "a size or a percentage from 0 (no bound) up")
 	check("prepared-memory", s.PreparedMemory.valid(), s.PreparedMemory, "a size or a percentage from 0 (none) up")
-	check("memory-reserve", s.MemoryReserve.valid(), s.MemoryReserve, "a size or a percentage from 0 (never) up")
+	check("memory-reserve", s.MemoryReserve.valid() && s.MemoryReserve.Percent < 100, s.MemoryReserve, "a size or a percentage from 0 (never) up, but less than 100%")
 	check("idle-keep", s.IdleKeep >= 0, s.IdleKeep, "a time from 0 (keep none) up")
 	check("starts-at-once", s.StartsAtOnce >= 1, s.StartsAtOnce, "a number from 1 up")
 	return errors.Join(errs...)

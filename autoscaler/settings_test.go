@@ -169,14 +169,15 @@ func TestSettings_ValidateNamesWhatIsWrong(t *testing.T) {
 		t.Errorf("the defaults are not valid: %v", err)
 	}
 	s := DefaultSettings()
-	s.MaxScaleDownRate, s.StartsAtOnce, s.MinScale = 0, 0, 200
+	s.MaxScaleDownRate, s.StartsAtOnce, s.MinScale, s.MemoryReserve = 0, 0, 200, Amount{Percent: 100}
 	err := s.Validate()
 	if err == nil {
 		t.Fatal("no error")
 	}
-	want := "max-scale-down-rate is 0: give a number above 1\n" +
-		"min-instances is 200: give no more than max-instances, which is 100\n" +
-		"starts-at-once is 0: give a number from 1 up"
+	want := "--max-scale-down-rate 0: give a number above 1\n" +
+		"--min-instances 200: give no more than --max-instances, which is 100\n" +
+		"--memory-reserve 100%: give a size or a percentage from 0 (never) up, but less than 100%\n" +
+		"--starts-at-once 0: give a number from 1 up"
 	if diff := cmp.Diff(want, err.Error()); diff != "" {
 		t.Errorf("error (-want +got):\n%s", diff)
 	}

@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Exit codes.
@@ -80,6 +81,19 @@ func usagef(format string, args ...any) error {
 	return &usageError{message: fmt.Sprintf(format, args...)}
 }
 
+// flagProblem says what is wrong with a flag, in our words where those of the parser name a function of Go's.
+func flagProblem(err error) string {
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return err.Error()
+	}
+	wants, known := map[string]string{"bool": "true or false", "int": "a whole number"}[invalid.GetFlag().Value.Type()]
+	if !known {
+		return err.Error()
+	}
+	return fmt.Sprintf("invalid argument %q for \"--%s\" flag: not %s", invalid.GetValue(), invalid.GetFlag().Name, wants)
+}
+
 func (p *program) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "berth",
@@ -105,7 +119,7 @@ Instances start when requests come, multiply with load, and go away when idle.`,
 		help(c, nil)
 	})
 	root.SetUsageFunc(func(c *cobra.Command) error { help(c, nil); return nil })
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%v", err) })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%s", flagProblem(err)) })
 	root.AddGroup(
 		&cobra.Group{ID: "platform", Title: "The platform"},
 		&cobra.Group{ID: "deploy", Title: "Deploying"},

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -51,6 +52,8 @@ func TestMain_ExitCodesTellUsageFromFailure(t *testing.T) {
 		{[]string{"deploy", "x", "--bogus"}, 2, "unknown flag: --bogus"},
 		{[]string{"deploy"}, 2, "needs the NAME"},
 		{[]string{"deploy", "x", "--image", "a", "--source", "."}, 2, "exclude each other"},
+		{[]string{"deploy", "x", "--cpu-throttling=maybe"}, 2, `"maybe" for "--cpu-throttling" flag: not true or false` + "\n"},
+		{[]string{"logs", "x", "--tail", "all"}, 2, `"all" for "--tail" flag: not a whole number` + "\n"},
 		{[]string{"server", "--tick", "soon"}, 2, "not a duration such as 300, 300s or 5m"},
 		{[]string{"server", "more"}, 2, "takes no arguments"},
 		{[]string{"services", "list", nowhere}, 1, "no server has run here yet"},
@@ -82,6 +85,17 @@ func TestServer_FlagThatIsGoneNamesTheNewOne(t *testing.T) {
 	t.Setenv("BERTH_PREPARED", "16")
 	if code, _, stderr := run(t, "server", "--state-dir", t.TempDir()); code != 2 || !strings.Contains(stderr, want) {
 		t.Errorf("BERTH_PREPARED: exit code %d, stderr %q", code, stderr)
+	}
+}
+
+func TestServer_WarnsOfEnvironmentVariablesThatAreNoSettings(t *testing.T) {
+	for _, variable := range []string{"BERTH_INSTANCEMEMORY", "BERTH_INSTANCE_MEMORY", "BERTH_TOKEN_FILE", "MEMORY"} {
+		t.Setenv(variable, "1Gi")
+	}
+	var log strings.Builder
+	warnOfVariables(new(program).serverCommand().Flags(), slog.New(slog.NewTextHandler(&log, nil)))
+	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "variable=BERTH_INSTANCEMEMORY") {
+		t.Errorf("got:\n%s\nwant one line, of BERTH_INSTANCEMEMORY", got)
 	}
 }
 

@@ -60,13 +60,18 @@ func environment(c *cobra.Command, names ...string) error {
 	return nil
 }
 
+// clientSettings are the flags about the connection, which the environment can hold too.
+func clientSettings() []string {
+	return []string{"namespace", "kubeconfig", "state-dir", "server", "token-file"}
+}
+
 // connect makes the client that the connection flags describe, and says which namespace is meant.
 func (p *program) connect(c *cobra.Command) (*client.Client, string, error) {
-	if err := environment(c, "namespace", "kubeconfig", "state-dir", "server", "token-file"); err != nil {
+	if err := environment(c, clientSettings()...); err != nil {
 		return nil, "", err
 	}
 	p.connection.given = ""
-	for _, name := range []string{"namespace", "kubeconfig", "state-dir", "server", "token-file"} {
+	for _, name := range clientSettings() {
 		if flag := c.Flags().Lookup(name); flag != nil && flag.Changed {
 			p.connection.given += " --" + name + " " + shellWord(flag.Value.String())
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -38,6 +39,9 @@ func describeService(out io.Writer, service *serving.Service, revisions []*servi
 		gets := slices.ContainsFunc(service.Status.Traffic, func(target serving.TrafficTarget) bool { return target.RevisionName == revision.Name })
 		if stuck := stuck(revision); stuck != nil && gets {
 			fmt.Fprintf(out, "\nRevision %s starts no instance any more (%s): %s\n", revision.Name, stuck.Reason, stuck.Message)
+		}
+		if active := revision.Status.GetCondition(serving.RevisionActive); gets && active.IsUnknown() && active.Reason == serving.ReasonWaitingForMemory {
+			fmt.Fprintf(out, "\nRevision %s (%s): %s\n", revision.Name, active.Reason, active.Message)
 		}
 	}
 	fmt.Fprintln(out, "\nTemplate of its revisions:")
@@ -150,10 +154,40 @@ func describeSpec(out io.Writer, annotations map[string]string, spec *serving.Re
 			t.row(scale.title, value)
 		}
 	}
-	if annotations[serving.AnnotationSessionAffinity] == "true" {
+	if scaling := describeScaling(annotations); scaling != "" {
+		t.row("  Scaling:", scaling)
+	}
+	if serving.Enabled(annotations, serving.AnnotationSessionAffinity, false) {
 		t.row("  Session affinity:", "by a cookie")
 	}
+	for _, choice := range []struct{ title, key, yes, no string }{
+		{"  CPU between requests:", serving.AnnotationThrottling, "withheld", "given"},
+		{"  CPU boost at start:", serving.AnnotationBoost, "yes", "no"},
+	} {
+		switch {
+		case serving.Enabled(annotations, choice.key, false):
+			t.row(choice.title, choice.yes)
+		case !serving.Enabled(annotations, choice.key, true):
+			t.row(choice.title, choice.no)
+		}
+	}
 	return t.end()
+}
+
+// describeScaling lists the annotations about scaling, but for those that have rows of their own.
+func describeScaling(annotations map[string]string) string {
+	var all []string
+	for _, key := range slices.Sorted(maps.Keys(annotations)) {
+		name, scales := strings.CutPrefix(key, "autoscaling.knative.dev/")
+		if !scales {
+			name, scales = strings.CutPrefix(key, "run.googleapis.com/")
+			scales = scales && strings.HasPrefix(name, "scaling-")
+		}
+		if scales && key != serving.AnnotationMinScale && key != serving.AnnotationMaxScale {
+			all = append(all, name+"="+annotations[key])
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // describeConditions shows conditions, and in full what those that are not True say.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -14,7 +15,7 @@ import (
 )
 
 func (p *program) instancesCommand() *cobra.Command {
-	c := group(&cobra.Command{Use: "instances", Aliases: []string{"instance"}, Short: "List running instances"})
+	c := group(&cobra.Command{Use: "instances", Aliases: []string{"instance"}, Short: "List instances"})
 	c.AddCommand(p.instancesListCommand())
 	return c
 }
@@ -23,10 +24,12 @@ func (p *program) instancesListCommand() *cobra.Command {
 	var format, service, revision string
 	var all bool
 	c := p.connected(&cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List running instances",
-		Long: `List the instances there are now: prepared (made, but no user code has run), starting, ready, draining (no new
-requests, those in flight finish) and stopping. SINCE is how long it has been in that state, START the time from start
-to ready, RESTARTS how often its containers were started again in place. With -o wide, STEPS is what each step of making and starting it took; JSON and YAML have that in nanoseconds.`,
+		Use: "list", Aliases: []string{"ls"}, Short: "List the instances there are now, and their state",
+		Long: `List the instances there are now: prepared (made, but no user code has run), starting, ready, idle (its CPU is
+withheld until the next request: --cpu-throttling), draining (no new requests, those in flight finish) and stopping.
+SINCE is how long it has been in that state, START the time from start to ready, RESTARTS how often its containers were
+started again in place. With -o wide, STEPS is what each step of making and starting it took; JSON and YAML have that in
+nanoseconds.`,
 		Args: arguments(0, 0, ""),
 	})
 	c.Flags().StringVar(&service, "service", "", "only those of this service")
@@ -62,7 +65,11 @@ to ready, RESTARTS how often its containers were started again in place. With -o
 		case format != "" && format != "wide":
 			return printValue(p.stdout, format, map[string]any{"items": append([]client.Instance{}, instances...)})
 		case len(instances) == 0:
-			fmt.Fprintf(p.stderr, "No instances in %s: they start when requests come.\n", where(namespace, all))
+			of := where(namespace, all)
+			if service != "" || revision != "" {
+				of += " are of " + cmp.Or(revision, service)
+			}
+			fmt.Fprintf(p.stderr, "No instances in %s: they start when requests come.\n", of)
 			return nil
 		}
 		return printInstances(p.stdout, instances, all, format == "wide")

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -54,12 +56,13 @@ Every flag can be given as an environment variable too: --api-address is BERTH_A
   berth server --gateway-address 0.0.0.0:80 --gateway-tls-address 0.0.0.0:443 --acme --https-redirect`,
 		Args: arguments(0, 0, ""),
 	}
-	bindStruct(c.Flags(), reflect.ValueOf(&config).Elem())
-	c.Flags().StringVar(&defaults, "defaults", defaults, "whose `rules` hold where no flag says otherwise: "+server.DefaultsKnative+", or "+
-		server.DefaultsCloudRun+", which is"+differences(c.Flags(), server.DefaultsCloudRun))
-	c.Flags().Var(goneFlag("--prepared-memory, the memory that prepared instances may hold together, such as 64Mi, or 0 for none"), "prepared", "")
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	bindStruct(flags, reflect.ValueOf(&config).Elem())
+	flags.StringVar(&defaults, "defaults", defaults, "whose `rules` hold where no flag says otherwise: "+server.DefaultsKnative+", or "+
+		server.DefaultsCloudRun+", which is"+differences(flags, server.DefaultsCloudRun))
+	flags.Var(goneFlag("--prepared-memory, the memory that prepared instances may hold together, such as 64Mi, or 0 for none"), "prepared", "")
+	orderServerFlags(flags, c.Flags())
 	_ = c.Flags().MarkHidden("prepared")
-	orderServerFlags(c.Flags())
 	// The only errors are flags that do not exist.
 	_ = c.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"crun", "runc"}, cobra.ShellCompDirectiveDefault))
 	_ = c.RegisterFlagCompletionFunc("user-namespaces", cobra.FixedCompletions([]string{"on", "off", "auto"}, cobra.ShellCompDirectiveNoFileComp))
@@ -78,33 +81,49 @@ Every flag can be given as an environment variable too: --api-address is BERTH_A
 		if err := environment(c, names...); err != nil {
 			return err
 		}
+		logger := p.newLogger()
+		warnOfVariables(c.Flags(), logger)
+		config.Logger = logger
 		return p.serve(c.Context(), config)
 	}
 	return c
 }
 
-// orderServerFlags puts each flag under its heading. Help lists headings in the order of the flags, so the first
-// one of each heading decides; those in no heading come last.
-func orderServerFlags(flags *pflag.FlagSet) {
+// orderServerFlags adds flags in the order of their headings, which is that of the help; those in no heading come last.
+func orderServerFlags(flags, ordered *pflag.FlagSet) {
 	for _, h := range serverHeadings() {
 		for _, name := range h.flags {
-			if flags.Lookup(name) != nil {
-				under(h.title, flags, name)
+			if flag := flags.Lookup(name); flag != nil {
+				ordered.AddFlag(flag)
+				under(h.title, ordered, name)
 			}
 		}
 	}
 	flags.VisitAll(func(flag *pflag.Flag) {
-		if len(flag.Annotations[groupAnnotation]) == 0 {
-			under(otherHeading, flags, flag.Name)
+		if ordered.Lookup(flag.Name) == nil {
+			ordered.AddFlag(flag)
+			under(otherHeading, ordered, flag.Name)
 		}
 	})
+}
+
+// warnOfVariables tells of environment variables that look like settings and are none, the client's aside.
+func warnOfVariables(flags *pflag.FlagSet, logger *slog.Logger) {
+	for _, entry := range os.Environ() {
+		variable, _, _ := strings.Cut(entry, "=")
+		name, ours := strings.CutPrefix(variable, "BERTH_")
+		flag := strings.ToLower(strings.ReplaceAll(name, "_", "-"))
+		if ours && flags.Lookup(flag) == nil && !slices.Contains(clientSettings(), flag) {
+			logger.Warn("an environment variable has no effect: the server has no such setting; see berth server --help", "variable", variable)
+		}
+	}
 }
 
 // takeDefaults gives the flags that nobody gave the values of named defaults.
 func takeDefaults(flags *pflag.FlagSet, name string) error {
 	config, err := server.NamedConfig(name)
 	if err != nil {
-		return usagef("flag --defaults: %v", err)
+		return usagef("--defaults (or BERTH_DEFAULTS): %v", err)
 	}
 	eachDifference(flags, config, func(flag *pflag.Flag, value string) {
 		if !flag.Changed {
@@ -141,13 +160,16 @@ func eachDifference(flags *pflag.FlagSet, config server.Config, visit func(flag 
 	})
 }
 
-// serve runs a server until ctx ends. A person at a terminal gets text, everything else JSON lines on stderr.
-func (p *program) serve(ctx context.Context, config server.Config) error {
+// newLogger makes the server's log: a person at a terminal gets text, everything else JSON lines on stderr.
+func (p *program) newLogger() *slog.Logger {
 	if terminal(p.stdout) {
-		config.Logger = slog.New(slog.NewTextHandler(p.stderr, nil))
-	} else {
-		config.Logger = slog.New(slog.NewJSONHandler(p.stderr, nil))
+		return slog.New(slog.NewTextHandler(p.stderr, nil))
 	}
+	return slog.New(slog.NewJSONHandler(p.stderr, nil))
+}
+
+// serve runs a server until ctx ends.
+func (p *program) serve(ctx context.Context, config server.Config) error {
 	config.Ready = func(addresses server.Addresses) {
 		gateway := "http://" + addresses.Gateway
 		if addresses.GatewayTLS != "" {

@@ -37,7 +37,7 @@ func TestServerDefaults_GiveWayToTheEnvironmentWhichNamesThemToo(t *testing.T) {
 	// The server does not start, and tells by its complaint which value counts.
 	t.Setenv("BERTH_DEFAULTS", "cloudrun")
 	t.Setenv("BERTH_CPU_TARGET", "7")
-	if code, _, stderr := run(t, "server", "--state-dir", t.TempDir()); code != 1 || !strings.Contains(stderr, "cpu-target is 7") {
+	if code, _, stderr := run(t, "server", "--state-dir", t.TempDir()); code != 1 || !strings.Contains(stderr, "--cpu-target 7: give") {
 		t.Errorf("exit code %d, stderr %q", code, stderr)
 	}
 }

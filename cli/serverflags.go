@@ -110,7 +110,7 @@ func (v *fieldValue) Set(text string) error {
 	case *float64:
 		f, err := strconv.ParseFloat(text, 64)
 		if err != nil {
-			return fmt.Errorf("not a number")
+			return fmt.Errorf("not a number such as 0.7")
 		}
 		*target = f
 	case *time.Duration:

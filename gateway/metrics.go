@@ -81,7 +81,7 @@ func newMetrics(registerer prometheus.Registerer, log *accessLog, clients *admis
 		stages: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "berth_request_wait_seconds",
 			Help: "Where the time of requests that waited for an instance went, from arrival to the response's first byte: " +
-				"queue for a free slot, or wake, the steps of the instance's start, claim; then connect and answer.",
+				"queue for a free slot, or wake, the steps of the instance's start or thaw, claim; then connect and answer.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 22),
 		}, []string{"stage"}),
 		inFlight: prometheus.NewDesc("berth_requests_in_flight", "Requests on instances now.", labels, nil),

@@ -133,8 +133,8 @@ func markInstances(s *serving.RevisionStatus, name string, declared autoscaler.R
 		s.MarkResourcesAvailableTrue()
 		s.MarkContainerHealthyFalse(reason, message)
 	case status.Short != "":
-		s.MarkResourcesAvailableUnknown("WaitingForMemory", "Waiting for "+status.Short)
-		s.MarkContainerHealthyUnknown("WaitingForMemory", "Waiting for "+status.Short)
+		s.MarkResourcesAvailableUnknown(serving.ReasonWaitingForMemory, "Waiting for "+status.Short)
+		s.MarkContainerHealthyUnknown(serving.ReasonWaitingForMemory, "Waiting for "+status.Short)
 	case status.Waiting != "":
 		s.MarkResourcesAvailableTrue()
 		s.MarkContainerHealthyUnknown("Starting", "Waiting for "+status.Waiting)
@@ -149,7 +149,7 @@ func markInstances(s *serving.RevisionStatus, name string, declared autoscaler.R
 		// As in Knative, a revision that has been ready stays so: it is told here, and requests wait.
 		s.MarkActiveUnknown("Unready", "Every instance is unready: its readiness probe fails, or its container is being started again. Requests wait.")
 	case status.Short != "" && s.GetCondition(serving.RevisionReady).IsTrue():
-		s.MarkActiveUnknown("WaitingForMemory", "Requests wait. The next instance waits for "+status.Short)
+		s.MarkActiveUnknown(serving.ReasonWaitingForMemory, "Requests wait. The next instance waits for "+status.Short)
 	case status.Failure != nil && s.GetCondition(serving.RevisionReady).IsTrue():
 		// It was proven once, and requests come, but no instance starts any more.
 		reason, message := explain(name, declared.Spec.Container, status.Failure)

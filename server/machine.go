@@ -2,11 +2,16 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
+	"log/slog"
 	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/berth-run/berth/autoscaler"
 )
 
 // availableMemory is how much memory programs can still be given, in bytes, without swapping.
@@ -28,6 +33,24 @@ func availableMemory() (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("asking for the machine's free memory: %s has no line MemAvailable", file)
+}
+
+// checkMemory refuses a reserve that the machine does not have, and warns of bounds that keep services from running.
+func checkMemory(config Config, logger *slog.Logger) error {
+	machine := config.Scaling.MachineMemory
+	if reserve := config.Scaling.MemoryReserve; reserve.Of(machine) >= machine {
+		return fmt.Errorf("--memory-reserve %v: give less than the machine's memory, %v", reserve, autoscaler.Amount{Bytes: machine})
+	}
+	limit := config.Scaling.InstanceMemory
+	memory, err := resource.ParseQuantity(cmp.Or(config.Memory, "0"))
+	if err != nil {
+		return fmt.Errorf("reading --memory %q: %w", config.Memory, err)
+	}
+	if bytes := limit.Of(machine); bytes > 0 && memory.Value() > bytes {
+		logger.Warn("services that set no memory limit cannot run: --memory, which they get, is more than --instance-memory, which is for all instances",
+			"memory", config.Memory, "instance-memory", limit.String())
+	}
+	return nil
 }
 
 // machineMemory is how much memory the machine has, in bytes; where the server is in a container, what that may use.

@@ -142,6 +142,9 @@ func open(config Config) (_ *server, err error) {
 			return nil, err
 		}
 	}
+	if err := checkMemory(config, s.logger); err != nil {
+		return nil, err
+	}
 	if config.Scaling.MemoryAvailable == nil {
 		config.Scaling.MemoryAvailable = availableMemory
 	}

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"knative.dev/pkg/apis"
+	"knative.dev/serving/pkg/apis/autoscaling"
 	"knative.dev/serving/pkg/apis/config"
 )
 
@@ -111,8 +112,12 @@ func (a *Admission) Admit(ctx context.Context, change Change) (warnings []string
 			refused = refused.Also(e)
 		}
 	}
-	if refused == nil && !change.Status {
-		refused = a.invalidScaling(change.New)
+	if !change.Status {
+		if refused == nil {
+			refused = a.invalidScaling(change.New)
+		} else {
+			refused = refused.Also(metricWithoutClass(change.New))
+		}
 	}
 	if refused != nil {
 		return warnings, validationFailed(kind, change.New, refused)
@@ -163,6 +168,21 @@ func (a *Admission) invalidScaling(o Object) *apis.FieldError {
 		return refusal(strings.ReplaceAll(err.Error(), "\n", "; "), "spec.template.metadata.annotations")
 	}
 	return nil
+}
+
+// metricWithoutClass says what the metrics cpu and memory need, which Knative's own refusal does not.
+func metricWithoutClass(o Object) *apis.FieldError {
+	template := templateOf(o)
+	if template == nil {
+		return nil
+	}
+	key, metric, _ := autoscaling.MetricAnnotation.Get(template.Annotations)
+	_, class, _ := autoscaling.ClassAnnotation.Get(template.Annotations)
+	if class == autoscaling.HPA || metric != autoscaling.CPU && metric != autoscaling.Memory {
+		return nil
+	}
+	return refusal(fmt.Sprintf("annotation %s is %q, which needs the annotation %s: %s", key, metric, autoscaling.ClassAnnotationKey, autoscaling.HPA),
+		"spec.template.metadata.annotations")
 }
 
 // templateOf is the template of what has one.

@@ -478,6 +478,21 @@ func TestAdmit_WarnsOfScalingAnnotationsThatThereAreNot(t *testing.T) {
 	}
 }
 
+func TestAdmit_SaysWhichClassTheMetricsOfInstancesNeed(t *testing.T) {
+	for class, says := range map[string]bool{"": true, "kpa.autoscaling.knative.dev": true, "hpa.autoscaling.knative.dev": false} {
+		s := service(t, "")
+		s.Spec.Template.Annotations = map[string]string{"autoscaling.knative.dev/metric": "cpu"}
+		if class != "" {
+			s.Spec.Template.Annotations["autoscaling.knative.dev/class"] = class
+		}
+		_, err := admission(t).Admit(t.Context(), serving.Change{New: s})
+		const want = `annotation autoscaling.knative.dev/metric is "cpu", which needs the annotation autoscaling.knative.dev/class: hpa.autoscaling.knative.dev`
+		if (err != nil) != says || says && !strings.Contains(err.Error(), want) {
+			t.Errorf("class %q: got %v", class, err)
+		}
+	}
+}
+
 func TestAdmit_RefusesWhatNothingScalesBy(t *testing.T) {
 	conf := settings()
 	var asked []string

@@ -49,6 +49,8 @@ const (
 	// ConditionInstancesHealthy is there, and false, while instances do not start or soon end again. It has no part in Ready.
 	ConditionInstancesHealthy = "InstancesHealthy"
 	ReasonCrashLoop           = "CrashLoop"
+	// ReasonWaitingForMemory is why a revision's conditions are unknown while no memory is left for its next instance.
+	ReasonWaitingForMemory = "WaitingForMemory"
 )
 
 // Enabled tells whether an annotation is "true", in any case; one that is not there, or says neither, is as otherwise.
