@@ -107,7 +107,7 @@ func (f *fetch) begin(ctx context.Context, r *Reconciler, d *deployment, revisio
 	r.fetches.Go(func() {
 		defer cancel()
 		begun := time.Now()
-		err := r.fetch(ctx, f, d.key, revision)
+		err := r.fetch(ctx, f, d.key, revision, wasReady)
 		k := key{serving.KindRevision.String(), d.key.Namespace, d.key.Revision}
 		if err == nil {
 			f.set(func() { f.state, f.failures, f.stop = fetchDone, 0, nil })
@@ -151,8 +151,8 @@ type imageError struct {
 func (e *imageError) Error() string { return e.err.Error() }
 func (e *imageError) Unwrap() error { return e.err }
 
-// fetch resolves and pulls the images of a revision.
-func (r *Reconciler) fetch(ctx context.Context, f *fetch, id autoscaler.Key, revision *serving.Revision) error {
+// fetch resolves and pulls the images of a revision, whose status it leaves alone: that is being written meanwhile.
+func (r *Reconciler) fetch(ctx context.Context, f *fetch, id autoscaler.Key, revision *serving.Revision, wasReady bool) error {
 	containers := revision.Spec.Containers
 	credentials := make([]engine.Credentials, len(containers))
 	for n, c := range containers {
@@ -171,7 +171,7 @@ func (r *Reconciler) fetch(ctx context.Context, f *fetch, id autoscaler.Key, rev
 		}
 	}
 	f.set(func() { f.digests, f.state = digests, fetchPulling })
-	if !revision.IsReady() {
+	if !wasReady {
 		r.queue.add(key{serving.KindRevision.String(), id.Namespace, id.Revision})
 	}
 	return r.pull(ctx, f, id, containers, digests, credentials)
