@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
@@ -56,16 +57,16 @@ func (a *api) list(kind serving.Kind) handler {
 		if watch {
 			return nil, a.watch(w, r, kind, v, choose)
 		}
-		chosen, version, err := a.choose(r, kind, choose)
-		if err != nil {
-			return nil, err
-		}
 		q := r.URL.Query()
-		if err := checkVersion(q.Get("resourceVersion"), q.Get("resourceVersionMatch"), q.Get("continue"), version); err != nil {
+		p, err := pagingOf(q.Get("limit"), q.Get("continue"))
+		if err != nil {
 			return nil, err
 		}
-		page, meta, err := pageOf(q.Get("limit"), q.Get("continue"), chosen, version)
+		page, version, meta, err := a.page(r, kind, choose, p)
 		if err != nil {
+			return nil, err
+		}
+		if err := checkVersion(q.Get("resourceVersion"), q.Get("resourceVersionMatch"), q.Get("continue"), version); err != nil {
 			return nil, err
 		}
 		return many(v, r, kind, page, meta), nil
@@ -107,7 +108,7 @@ func checkVersion(want, match, next, have string) error {
 
 // choose reads the objects that a request's namespace and selectors select.
 func (a *api) choose(r *http.Request, kind serving.Kind, s selection) ([]serving.Object, string, error) {
-	if name, ok := s.fields.RequiresExactMatch("metadata.name"); ok && (r.PathValue("namespace") != "" || !kind.Namespaced) {
+	if name, ok := s.single(r, kind); ok {
 		return a.chooseOne(r, kind, s, name)
 	}
 	objects, version, err := a.Store.List(r.Context(), kind, r.PathValue("namespace"))
@@ -127,7 +128,7 @@ func (a *api) choose(r *http.Request, kind serving.Kind, s selection) ([]serving
 // The version is one at which the object was as it is returned, or before which it was not there any more.
 func (a *api) chooseOne(r *http.Request, kind serving.Kind, s selection, name string) ([]serving.Object, string, error) {
 	for {
-		_, version, err := a.Store.List(r.Context(), serving.KindNamespace, "")
+		_, _, version, err := a.Store.Page(r.Context(), serving.KindNamespace, "", types.NamespacedName{}, 0)
 		if err != nil {
 			return nil, "", err
 		}
@@ -167,6 +168,12 @@ func (s selection) matches(o serving.Object) bool {
 	return s.labels.Matches(labels.Set(o.GetLabels())) && (s.fields.Empty() || s.fields.Matches(selectableOf(o)))
 }
 
+// single returns the name of the only object that can be selected, if that is so.
+func (s selection) single(r *http.Request, kind serving.Kind) (name string, ok bool) {
+	name, ok = s.fields.RequiresExactMatch("metadata.name")
+	return name, ok && (r.PathValue("namespace") != "" || !kind.Namespaced)
+}
+
 // constant says whether an object that is selected, or is not, stays so whatever is written to it.
 func (s selection) constant() bool {
 	return s.labels.Empty() && !slices.ContainsFunc(s.fields.Requirements(), func(r fields.Requirement) bool {
@@ -181,43 +188,90 @@ type position struct {
 	Name      string `json:"n"`
 }
 
-// pageOf cuts one page out of objects, which are ordered by namespace and name. Later pages show the objects as
-// they are then; a watch from the first page's version, which all pages carry, makes good for the difference.
-func pageOf(limit, after string, objects []serving.Object, version string) ([]serving.Object, v1.ListMeta, error) {
-	meta := v1.ListMeta{ResourceVersion: version}
+// paging is which part of a list is asked for.
+type paging struct {
+	limit int       // objects at most; math.MaxInt is all
+	after *position // nil is from the first on
+}
+
+func pagingOf(limit, after string) (paging, error) {
+	p := paging{limit: math.MaxInt}
 	if after != "" {
-		var p position
+		p.after = &position{}
 		data, err := base64.RawURLEncoding.DecodeString(after)
 		if err == nil {
-			err = json.Unmarshal(data, &p)
+			err = json.Unmarshal(data, p.after)
 		}
-		if err != nil || p.Version == "" {
-			return nil, meta, badRequest("continue key is not valid: %q; take it from the metadata of the page before", after)
+		if err != nil || p.after.Version == "" {
+			return p, badRequest("continue key is not valid: %q; take it from the metadata of the page before", after)
 		}
-		for len(objects) > 0 && !p.before(objects[0]) {
-			objects = objects[1:]
-		}
-		meta.ResourceVersion = p.Version
 	}
 	if limit == "" || limit == "0" {
-		return objects, meta, nil
+		return p, nil
 	}
 	n, err := strconv.Atoi(limit)
 	if err != nil || n < 0 {
-		return nil, meta, badRequest("limit is %q: give a number of objects", limit)
+		return p, badRequest("limit is %q: give a number of objects", limit)
 	}
-	if n >= len(objects) {
-		return objects, meta, nil
+	if n > 0 {
+		p.limit = n
 	}
-	last := objects[n-1]
-	next, err := json.Marshal(position{meta.ResourceVersion, last.GetNamespace(), last.GetName()})
+	return p, nil
+}
+
+// page reads one page of what a request's namespace and selectors select, and the version that it was read at. Later
+// pages show the objects as they are then; a watch from the first page's version, which the metadata of all pages has,
+// makes good for the difference. Objects of other pages are not read: a client that lists by pages reads each once.
+func (a *api) page(r *http.Request, kind serving.Kind, s selection, p paging) (chosen []serving.Object, version string, meta v1.ListMeta, err error) {
+	var last types.NamespacedName
+	more := 0
+	if p.after != nil {
+		last = types.NamespacedName{Namespace: p.after.Namespace, Name: p.after.Name}
+	}
+	if _, ok := s.single(r, kind); ok {
+		if chosen, version, err = a.choose(r, kind, s); err != nil {
+			return nil, "", meta, err
+		}
+		if p.after != nil && len(chosen) > 0 && !p.after.before(chosen[0]) {
+			chosen = nil
+		}
+	} else {
+		for {
+			objects, left, at, err := a.Store.Page(r.Context(), kind, r.PathValue("namespace"), last, p.limit-len(chosen))
+			if err != nil {
+				return nil, "", meta, err
+			}
+			if version == "" {
+				version = at
+			}
+			for _, o := range objects {
+				last = types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
+				if s.matches(o) {
+					chosen = append(chosen, o)
+				}
+			}
+			if more = left; more == 0 || len(chosen) == p.limit {
+				break
+			}
+		}
+	}
+	meta.ResourceVersion = version
+	if p.after != nil {
+		meta.ResourceVersion = p.after.Version
+	}
+	if more == 0 {
+		return chosen, version, meta, nil
+	}
+	next, err := json.Marshal(position{meta.ResourceVersion, last.Namespace, last.Name})
 	if err != nil {
-		return nil, meta, err
+		return nil, "", meta, err
 	}
 	meta.Continue = base64.RawURLEncoding.EncodeToString(next)
-	remaining := int64(len(objects) - n)
-	meta.RemainingItemCount = &remaining
-	return objects[:n], meta, nil
+	if s.labels.Empty() && s.fields.Empty() { // else nobody knows
+		remaining := int64(more)
+		meta.RemainingItemCount = &remaining
+	}
+	return chosen, version, meta, nil
 }
 
 // before says whether o comes after the position.

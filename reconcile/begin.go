@@ -1,17 +1,21 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"runtime"
+	"slices"
 	"sync"
+
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
 )
 
-// watched are the kinds whose objects are looked at when they change, in the order in which they are looked at first:
-// requests wait for revisions.
+// watched are the kinds whose objects are looked at when they change.
 var watched = []serving.Kind{
 	serving.KindNamespace, serving.KindServiceAccount, serving.KindRevision, serving.KindRoute, serving.KindConfiguration, serving.KindService,
 	serving.KindDomainMapping, serving.KindClusterDomainClaim, serving.KindPod, serving.KindCoreService,
@@ -20,7 +24,7 @@ var watched = []serving.Kind{
 // publishAll fills the gateway's table with what the stored routes and domain mappings say that requests are sent to. It
 // reads no more than that takes: requests wait for it when the server starts. It returns the version that it began at.
 func (r *Reconciler) publishAll(ctx context.Context) (version string, err error) {
-	routes, version, err := r.Store.List(ctx, serving.KindRoute, "")
+	routes, version, err := r.Store.Names(ctx, serving.KindRoute, "")
 	if err != nil {
 		return "", fmt.Errorf("listing %s: %w", serving.KindRoute, err)
 	}
@@ -29,7 +33,7 @@ func (r *Reconciler) publishAll(ctx context.Context) (version string, err error)
 	for first := range each {
 		group.Go(func() {
 			for i := first; i < len(routes) && ctx.Err() == nil; i += each {
-				r.republish(ctx, routes[i].(*serving.Route))
+				r.republish(ctx, key{serving.KindRoute.String(), routes[i].Namespace, routes[i].Name})
 			}
 		})
 	}
@@ -50,32 +54,113 @@ func (r *Reconciler) publishAll(ctx context.Context) (version string, err error)
 }
 
 // republish sends the requests of a route to where its status says that they went before the server ended.
-func (r *Reconciler) republish(ctx context.Context, route *serving.Route) {
-	if route.DeletionTimestamp != nil {
-		return
-	}
-	k := keyOf(serving.KindRoute, route)
-	err := r.safely(func() error { return r.publish(ctx, route) })
+func (r *Reconciler) republish(ctx context.Context, k key) {
+	err := r.safely(func() error {
+		route, err := get[serving.Route](ctx, r, serving.KindRoute, k.namespace, k.name)
+		if err != nil || route == nil || route.DeletionTimestamp != nil {
+			return err
+		}
+		if err := r.publish(ctx, route); err != nil {
+			return err
+		}
+		for _, t := range route.Status.Traffic { // they have just been read
+			if revision, err := get[serving.Revision](ctx, r, serving.KindRevision, k.namespace, t.RevisionName); err == nil && revision != nil {
+				r.index(store.Added, serving.KindRevision, revision)
+			}
+		}
+		r.setReads(k, readsOf(route))
+		r.setSends(k, sends(route.Namespace, route.Status.Traffic)) // all revisions are looked at anyway
+		return nil
+	})
 	if err != nil {
 		r.retry(ctx, k, err)
-		return
 	}
-	r.setReads(k, readsOf(route))
-	r.setSends(k, sends(route.Namespace, route.Status.Traffic)) // all revisions are looked at anyway
 }
 
-// takeOver puts the stored objects of a kind behind all else that there is to do. The domain mappings are indexed
-// already.
-func (r *Reconciler) takeOver(ctx context.Context, kind serving.Kind) error {
-	objects, _, err := r.Store.List(ctx, kind, "")
+// takeOver puts the stored objects behind all else that there is to do: those of namespaces first, which others need, then
+// service by service, so that what is read for one object is there for the next. The domain mappings are indexed
+// already, routes' core services are looked at with their routes, and no pods outlive the server.
+func (r *Reconciler) takeOver(ctx context.Context) error {
+	services, err := r.indexRevisions(ctx)
+	if err != nil {
+		return err
+	}
+	for _, kind := range []serving.Kind{serving.KindNamespace, serving.KindServiceAccount} {
+		if err := r.takeOverNames(ctx, kind, func(name types.NamespacedName) { r.queue.addBehind(nameKey(kind, name)) }); err != nil {
+			return err
+		}
+	}
+	// A revision first: what its route and configuration say follows from it.
+	for _, kind := range []serving.Kind{serving.KindRoute, serving.KindConfiguration, serving.KindService} {
+		add := func(name types.NamespacedName) { services[name] = append(services[name], nameKey(kind, name)) }
+		if err := r.takeOverNames(ctx, kind, add); err != nil {
+			return err
+		}
+	}
+	names := slices.SortedFunc(maps.Keys(services), func(a, b types.NamespacedName) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	for _, name := range names {
+		for _, k := range services[name] {
+			r.queue.addBehind(k)
+		}
+	}
+	for _, kind := range []serving.Kind{serving.KindDomainMapping, serving.KindClusterDomainClaim} {
+		if err := r.takeOverNames(ctx, kind, func(name types.NamespacedName) { r.queue.addBehind(domainKey(name.Name)) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeOverNames calls add with the name of each stored object of a kind.
+func (r *Reconciler) takeOverNames(ctx context.Context, kind serving.Kind, add func(types.NamespacedName)) error {
+	names, _, err := r.Store.Names(ctx, kind, "")
 	if err != nil {
 		return fmt.Errorf("listing %s: %w", kind, err)
 	}
-	for _, o := range objects {
-		if kind.String() == serving.KindRevision.String() {
-			r.index(store.Added, kind, o)
-		}
-		r.queue.addBehind(keyOf(kind, o))
+	for _, name := range names {
+		add(name)
 	}
 	return nil
+}
+
+// nameKey is keyOf for an object that is known by its name.
+func nameKey(kind serving.Kind, name types.NamespacedName) key {
+	switch kind.String() {
+	case serving.KindNamespace.String():
+		return accountKey(name.Name)
+	case serving.KindServiceAccount.String():
+		return accountKey(name.Namespace)
+	}
+	return key{kind.String(), name.Namespace, name.Name}
+}
+
+// indexRevisions completes the list of each configuration's revisions with those that publishAll had no reason to read,
+// and returns the keys of all by their configurations' names.
+func (r *Reconciler) indexRevisions(ctx context.Context) (map[types.NamespacedName][]key, error) {
+	known := map[types.NamespacedName]string{} // the configuration
+	r.mu.Lock()
+	for configuration, revisions := range r.revisions {
+		for name := range revisions {
+			known[types.NamespacedName{Namespace: configuration.namespace, Name: name}] = configuration.name
+		}
+	}
+	r.mu.Unlock()
+	services := map[types.NamespacedName][]key{}
+	err := r.takeOverNames(ctx, serving.KindRevision, func(name types.NamespacedName) {
+		configuration, ok := known[name]
+		if !ok {
+			o, err := r.Store.Get(ctx, serving.KindRevision, name.Namespace, name.Name)
+			if err != nil { // it is deleted meanwhile, or damaged, which the worker that looks at it tells
+				r.queue.addBehind(nameKey(serving.KindRevision, name))
+				return
+			}
+			r.index(store.Added, serving.KindRevision, o)
+			configuration = o.GetLabels()[serving.LabelConfiguration]
+		}
+		of := types.NamespacedName{Namespace: name.Namespace, Name: configuration}
+		services[of] = append(services[of], nameKey(serving.KindRevision, name))
+	})
+	return services, err
 }

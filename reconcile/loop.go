@@ -49,14 +49,10 @@ func (r *Reconciler) Run(ctx context.Context, synced func()) error {
 			done.Go(func() { r.watch(ctx, kind, version) })
 		}
 	}
-	for _, kind := range watched {
-		if err := r.takeOver(ctx, kind); err != nil && ctx.Err() == nil {
-			return err
-		}
-		if kind.String() == serving.KindRevision.String() { // not before: the index follows the events
-			done.Go(func() { r.watch(ctx, kind, version) })
-		}
+	if err := r.takeOver(ctx); err != nil && ctx.Err() == nil {
+		return err
 	}
+	done.Go(func() { r.watch(ctx, serving.KindRevision, version) }) // not before: the index follows the events
 	<-ctx.Done()
 	return nil
 }

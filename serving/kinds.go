@@ -132,7 +132,21 @@ func (k Kind) GroupResource() schema.GroupResource {
 }
 
 // String is the kind's resource name with its group.
-func (k Kind) String() string { return k.GroupResource().String() }
+func (k Kind) String() string {
+	if name, ok := resources[k.GroupResource()]; ok {
+		return name
+	}
+	return k.GroupResource().String()
+}
+
+// resources are the names of the kinds' resources: many keep one for each object.
+var resources = func() map[schema.GroupResource]string {
+	names := map[schema.GroupResource]string{}
+	for _, k := range Kinds {
+		names[k.GroupResource()] = k.GroupResource().String()
+	}
+	return names
+}()
 
 // Stamp sets the object's apiVersion and kind fields.
 func (k Kind) Stamp(o Object) {
@@ -142,14 +156,21 @@ func (k Kind) Stamp(o Object) {
 // KindOf returns the kind of an object by its Go type. It panics for a type that is not in [Kinds],
 // which is a programming error.
 func KindOf(o Object) Kind {
-	t := reflect.TypeOf(o)
-	for _, k := range Kinds {
-		if reflect.TypeOf(k.New()) == t {
-			return k
-		}
+	i, ok := kindsOfTypes[reflect.TypeOf(o)]
+	if !ok {
+		panic(fmt.Sprintf("serving: no kind for %T", o))
 	}
-	panic(fmt.Sprintf("serving: no kind for %T", o))
+	return Kinds[i]
 }
+
+// kindsOfTypes are the indexes into Kinds of the kinds' Go types.
+var kindsOfTypes = func() map[reflect.Type]int {
+	kinds := map[reflect.Type]int{}
+	for i, k := range Kinds {
+		kinds[reflect.TypeOf(k.New())] = i
+	}
+	return kinds
+}()
 
 // FindKind returns the kind with an apiVersion and a kind name, as an owner reference gives them.
 func FindKind(apiVersion, name string) (Kind, bool) {

@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/berth-run/berth/serving"
 )
 
@@ -33,6 +35,14 @@ type Store interface {
 	// List returns the objects of a kind in a namespace ("" is all), ordered by namespace and name, and the
 	// version they were read at, to watch from.
 	List(ctx context.Context, kind serving.Kind, namespace string) ([]serving.Object, string, error)
+
+	// Page is List of the objects after a name, limit of them at most; more is how many come after those. After the zero
+	// name come all. Objects between two pages may change: each is as it was at its page's version.
+	Page(ctx context.Context, kind serving.Kind, namespace string, after types.NamespacedName, limit int) (
+		objects []serving.Object, more int, version string, err error)
+
+	// Names returns the names of the objects that List returns, and the version. It costs much less.
+	Names(ctx context.Context, kind serving.Kind, namespace string) ([]types.NamespacedName, string, error)
 
 	// Create stores a new object and returns it with uid, resourceVersion, creationTimestamp and generation 1.
 	// A generateName becomes a name. It is durable when Create returns, unless its kind is ephemeral: such objects

@@ -13,12 +13,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"reflect"
 	"slices"
 	"strconv"
 	"sync"
 
 	"go.etcd.io/bbolt"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-run/berth/serving"
 	"github.com/berth-run/berth/store"
@@ -152,6 +154,34 @@ func (s *Store) Get(ctx context.Context, kind serving.Kind, namespace, name stri
 
 // List implements [store.Store].
 func (s *Store) List(ctx context.Context, kind serving.Kind, namespace string) ([]serving.Object, string, error) {
+	objects, _, version, err := s.Page(ctx, kind, namespace, types.NamespacedName{}, math.MaxInt)
+	return objects, version, err
+}
+
+// Page implements [store.Store].
+func (s *Store) Page(ctx context.Context, kind serving.Kind, namespace string, after types.NamespacedName, limit int) ([]serving.Object, int, string, error) {
+	k, err := keyOf(kind, namespace, "")
+	if err != nil {
+		return nil, 0, "", err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, 0, "", err
+	}
+	s.mu.RLock()
+	rows, version := s.tables[k.kind].in(k.namespace), s.version
+	from, there := slices.BinarySearchFunc(rows, row{namespace: after.Namespace, name: after.Name}, row.compare)
+	if there {
+		from++
+	}
+	more := max(0, len(rows)-from-limit)
+	rows = slices.Clone(rows[from : len(rows)-more])
+	s.mu.RUnlock()
+	objects, err := s.tables[k.kind].readAll(rows) // without the lock: decoding takes long enough to hold up writers
+	return objects, more, formatVersion(version), err
+}
+
+// Names implements [store.Store].
+func (s *Store) Names(ctx context.Context, kind serving.Kind, namespace string) ([]types.NamespacedName, string, error) {
 	k, err := keyOf(kind, namespace, "")
 	if err != nil {
 		return nil, "", err
@@ -160,10 +190,13 @@ func (s *Store) List(ctx context.Context, kind serving.Kind, namespace string) (
 		return nil, "", err
 	}
 	s.mu.RLock()
-	rows, version := slices.Clone(s.tables[k.kind].in(k.namespace)), s.version
-	s.mu.RUnlock()
-	objects, err := s.tables[k.kind].readAll(rows) // without the lock: decoding takes long enough to hold up writers
-	return objects, formatVersion(version), err
+	defer s.mu.RUnlock()
+	rows := s.tables[k.kind].in(k.namespace)
+	names := make([]types.NamespacedName, len(rows))
+	for i, r := range rows {
+		names[i] = types.NamespacedName{Namespace: r.namespace, Name: r.name}
+	}
+	return names, formatVersion(s.version), nil
 }
 
 // key names an object.

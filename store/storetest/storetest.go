@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,6 +33,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"ObjectsGivenAreCopied", objectsGivenAreCopied},
 		{"GetOfNothingIsNotFound", getOfNothingIsNotFound},
 		{"ListIsOrderedByNamespaceAndName", listIsOrderedByNamespaceAndName},
+		{"PagesAndNamesAreThoseOfTheList", pagesAndNamesAreThoseOfTheList},
 		{"UpdateOfSpecCountsGenerations", updateOfSpecCountsGenerations},
 		{"UpdateOfSpecKeepsTheStatus", updateOfSpecKeepsTheStatus},
 		{"UpdateOfStatusChangesNothingElse", updateOfStatusChangesNothingElse},
@@ -222,3 +225,46 @@ func (f *fixture) number(version string) uint64 {
 }
 
 func uid(s string) *types.UID { u := types.UID(s); return &u }
+
+func pagesAndNamesAreThoseOfTheList(t *testing.T, f *fixture) {
+	f.create(&serving.Namespace{ObjectMeta: serving.ObjectMeta{Name: "other"}})
+	for _, name := range []string{"other/a", "default/c", "default/a", "default/a-b", "other/b"} {
+		namespace, name, _ := strings.Cut(name, "/")
+		f.create(&serving.Service{ObjectMeta: serving.ObjectMeta{Namespace: namespace, Name: name}})
+	}
+	for _, namespace := range []string{"", "default", "other", "none"} {
+		all, version, err := f.store.List(t.Context(), serving.KindService, namespace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want []types.NamespacedName
+		for _, o := range all {
+			want = append(want, types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()})
+		}
+		names, at, err := f.store.Names(t.Context(), serving.KindService, namespace)
+		if err != nil || at != version || !slices.Equal(names, want) {
+			t.Errorf("the names in %q are %v at %s (%v), want %v at %s", namespace, names, at, err, want, version)
+		}
+		for limit := range 4 {
+			for from := -1; from < len(want); from++ {
+				var after types.NamespacedName
+				if from >= 0 {
+					after = want[from]
+				}
+				page, more, at, err := f.store.Page(t.Context(), serving.KindService, namespace, after, limit)
+				left := all[from+1:]
+				expect := left[:min(limit, len(left))]
+				if err != nil || at != version || more != len(left)-len(expect) || !slices.EqualFunc(page, expect, sameObject) {
+					t.Errorf("in %q after %q a page of %d has %v, and %d more, at %s (%v)", namespace, after, limit, page, more, at, err)
+				}
+			}
+		}
+	}
+	// A page begins where its name would be when that has gone.
+	page, more, _, err := f.store.Page(t.Context(), serving.KindService, "default", types.NamespacedName{Namespace: "default", Name: "a-a"}, 1)
+	if err != nil || len(page) != 1 || page[0].GetName() != "a-b" || more != 1 {
+		t.Errorf("after a name that is not there come %v and %d more (%v)", page, more, err)
+	}
+}
+
+func sameObject(a, b serving.Object) bool { return a.GetUID() == b.GetUID() }
