@@ -75,7 +75,12 @@ func (c *client) dial() {
 	ctx := c.wait()
 	l, id, activator, m, at := c.loop, x.id, x.activator, x.member, x.deadline()
 	go func() {
+		woken := time.Time{} // when, if it had to be
+		asleep := activator.mustWake(m)
 		fd, err := -1, activator.wake(m)
+		if asleep {
+			woken = time.Now()
+		}
 		if err == nil {
 			fd, err = m.conns.dialSocket(ctx, at)
 		}
@@ -88,6 +93,10 @@ func (c *client) dial() {
 				return
 			}
 			c.waited()
+			if !woken.IsZero() {
+				x.claimed = woken
+				x.timing = x.timing.woken(m, x.arrived, woken)
+			}
 			c.dialed(fd, err)
 			c.run()
 		})

@@ -67,7 +67,15 @@ func (t *timing) lap(name string, now time.Time) {
 
 // given notes that a request that waited has a slot. It may be called on a nil timing, which is before the first slot.
 func (t *timing) given(m *member, arrived time.Time) *timing {
-	now := time.Now()
+	return t.ready(m, arrived, time.Now(), stageQueue)
+}
+
+// woken is given for a request that had its slot, and then waited until the instance was thawed, at a time.
+func (t *timing) woken(m *member, arrived, at time.Time) *timing {
+	return t.ready(m, arrived, at, stageThaw)
+}
+
+func (t *timing) ready(m *member, arrived, now time.Time, again string) *timing {
 	if t == nil {
 		started := m.instance.Stages()
 		if thawed := m.thawed.Load(); thawed != nil {
@@ -75,7 +83,7 @@ func (t *timing) given(m *member, arrived time.Time) *timing {
 		}
 		return newTiming(arrived, now, started)
 	}
-	t.lap(stageQueue, now)
+	t.lap(again, now)
 	return t
 }
 
