@@ -48,9 +48,9 @@ func seize() error {
 		return err
 	}
 	found := report{Size: status.Size}
-	for { // other containers may be made at this moment, with the same program
+	for tries := 0; ; tries++ { // other containers may be made at this moment, or wait to begin, with the same program
 		opened, err := syscall.Open("/proc/self/fd/"+held, syscall.O_WRONLY, 0)
-		if errors.Is(err, syscall.ETXTBSY) {
+		if errors.Is(err, syscall.ETXTBSY) && tries < 100 {
 			time.Sleep(time.Millisecond)
 			continue
 		}
