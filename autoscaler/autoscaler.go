@@ -53,6 +53,7 @@ type Autoscaler struct {
 	mu      sync.RWMutex
 	fleets  map[Key]*fleet      // guarded by mu
 	leaving map[*fleet]struct{} // removed, with instances still; guarded by mu
+	peopled map[*fleet]struct{} // those that published instances, few of many; guarded by mu
 
 	// The rest belongs to the loop.
 	closing  bool
@@ -91,6 +92,7 @@ func New(engine engine.Engine, settings Settings, logger *slog.Logger, registere
 		closed:   make(chan struct{}),
 		fleets:   make(map[Key]*fleet),
 		leaving:  make(map[*fleet]struct{}),
+		peopled:  make(map[*fleet]struct{}),
 		busy:     make(map[*fleet]struct{}),
 		slots:    max(1, settings.StartsAtOnce),
 		recent:   list.New(),
@@ -207,14 +209,14 @@ func (a *Autoscaler) InstancesOf(key Key) []InstanceStatus {
 // Instances lists every instance there is, of removed revisions too while they stop, in no order.
 func (a *Autoscaler) Instances() []InstanceStatus {
 	var all []InstanceStatus
-	a.eachPublished(func(_ *fleet, p *published) { all = append(all, p.statuses()...) })
+	a.eachPeopled(func(p *published) { all = append(all, p.statuses()...) })
 	return all
 }
 
 // Instance returns the instance that has an ID, or nil when there is none.
 func (a *Autoscaler) Instance(id string) engine.Instance {
 	var found engine.Instance
-	a.eachPublished(func(_ *fleet, p *published) {
+	a.eachPeopled(func(p *published) {
 		for i := range p.instances {
 			if p.instances[i].ID == id {
 				found = p.live[i]
@@ -222,6 +224,15 @@ func (a *Autoscaler) Instance(id string) engine.Instance {
 		}
 	})
 	return found
+}
+
+// eachPeopled visits the fleets that have instances: what that costs does not grow with the number of revisions.
+func (a *Autoscaler) eachPeopled(visit func(*published)) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for f := range a.peopled {
+		visit(f.published.Load())
+	}
 }
 
 func (a *Autoscaler) eachPublished(visit func(*fleet, *published)) {
@@ -333,7 +344,7 @@ func (a *Autoscaler) publish() {
 		f.unpublished = false
 		before := f.published.Load()
 		after := f.snapshot()
-		f.published.Store(after)
+		a.show(f, after)
 		if f.removed && len(f.members) == 0 {
 			a.mu.Lock()
 			delete(a.leaving, f)
@@ -358,6 +369,22 @@ func (a *Autoscaler) change(f *fleet) {
 	if !f.unpublished {
 		f.unpublished = true
 		a.changed = append(a.changed, f)
+	}
+}
+
+// show lets the outside see a fleet as it is.
+func (a *Autoscaler) show(f *fleet, p *published) {
+	if (len(p.instances) > 0) == (len(f.published.Load().instances) > 0) {
+		f.published.Store(p)
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f.published.Store(p)
+	if len(p.instances) > 0 {
+		a.peopled[f] = struct{}{}
+	} else {
+		delete(a.peopled, f)
 	}
 }
 

@@ -172,6 +172,10 @@ func (s *Server) DeployHello(ctx context.Context, flags ...string) (url, image s
 
 // Await polls until done, for at most a minute and a half.
 func Await(ctx context.Context, what string, done func() (bool, error)) error {
+	return await(ctx, what, 20*time.Millisecond, done)
+}
+
+func await(ctx context.Context, what string, pause time.Duration, done func() (bool, error)) error {
 	deadline := time.Now().Add(90 * time.Second)
 	for {
 		ok, err := done()
@@ -184,7 +188,7 @@ func Await(ctx context.Context, what string, done func() (bool, error)) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -293,21 +297,34 @@ func PSS(pid int) (float64, error) {
 
 // CPU is the processor time a process has used, in steps of 10 ms.
 func CPU(pid int) (time.Duration, error) {
+	own, _, err := cpu(pid)
+	return own, err
+}
+
+// CPUWithChildren is CPU, and what those of its children that have ended used.
+func CPUWithChildren(pid int) (time.Duration, error) {
+	own, children, err := cpu(pid)
+	return own + children, err
+}
+
+func cpu(pid int) (own, children time.Duration, err error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	// The command's name, in brackets, may hold spaces: fields count from behind it (proc(5): utime and stime).
+	// The command's name, in brackets, may hold spaces: fields count from behind it (proc(5): utime, stime, cutime, cstime).
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+	if len(fields) < 15 {
+		return 0, 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
 	}
-	user, err := strconv.ParseInt(fields[11], 10, 64)
-	if err != nil {
-		return 0, err
+	var ticks [4]int64
+	for i := range ticks {
+		if ticks[i], err = strconv.ParseInt(fields[11+i], 10, 64); err != nil {
+			return 0, 0, err
+		}
 	}
-	system, err := strconv.ParseInt(fields[12], 10, 64)
-	return time.Duration(user+system) * 10 * time.Millisecond, err
+	const tick = 10 * time.Millisecond
+	return time.Duration(ticks[0]+ticks[1]) * tick, time.Duration(ticks[2]+ticks[3]) * tick, nil
 }
 
 // Service is a service of one container.

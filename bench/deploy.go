@@ -115,9 +115,10 @@ func (s *Server) Remove(ctx context.Context, namespace, name string) error {
 	return s.Client.Services(namespace).Delete(ctx, name, serving.DeleteOptions{PropagationPolicy: &policy})
 }
 
-// awaitQuiet waits until no instance is on its way: those of one deploy are not to slow the next.
+// awaitQuiet waits until no instance is on its way: those of one deploy are not to slow the next. It asks seldom, as
+// the server's processor time is measured meanwhile.
 func (s *Server) awaitQuiet(ctx context.Context) error {
-	return Await(ctx, "instances to settle", func() (bool, error) {
+	return await(ctx, "instances to settle", 250*time.Millisecond, func() (bool, error) {
 		states, err := s.States(ctx)
 		return states["ready"]+states["starting"]+states["draining"]+states["stopping"] == 0, err
 	})

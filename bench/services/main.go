@@ -1,5 +1,5 @@
-// Command services measures deploys, from the write to the watch event that says Ready, with few services registered and
-// with many, and what many cost: memory, processor time of an idle server, lists, and restarts.
+// Command services measures deploys, from the write to the watch event that says Ready, and their processor time, which
+// says on a busy machine what the clock does not, with few services registered and with many, and what many cost: memory, processor time of an idle server, lists, and restarts.
 //
 // The many are declared through the API as users declare services, and start nothing (--initial-scale 0). A measured deploy is
 // of examples/hello with an image that the server has: a new service, or a new revision of one. Both start an instance.
@@ -90,6 +90,9 @@ func run(ctx context.Context, many int) error {
 	bench.Print("services_deploy_revision_ready_p50_ms", bench.Quantile(after.again, 0.5), "ms")
 	bench.Print("services_ready_ratio", bench.Quantile(after.fresh, 0.5)/bench.Quantile(before.fresh, 0.5), "ratio")
 	bench.Print("services_revision_ready_ratio", bench.Quantile(after.again, 0.5)/bench.Quantile(before.again, 0.5), "ratio")
+	bench.Print("deploy_cpu_ms", before.cpu, "ms")
+	bench.Print("services_deploy_cpu_ms", after.cpu, "ms")
+	bench.Print("services_deploy_cpu_ratio", after.cpu/before.cpu, "ratio")
 	bench.Print("services_registered_per_second", float64(many-few)/registered.Seconds(), "services/s")
 	bench.Print("services_kib_per_service", (large-small)/float64(many-few), "KiB")
 	bench.Print("services_idle_cpu_percent", idle, "%")
@@ -120,13 +123,24 @@ func floor(ctx context.Context) ([]time.Duration, error) {
 }
 
 // times are how long deploys took of a new service, and of a new revision of one.
-type times struct{ fresh, again []time.Duration }
+type times struct {
+	fresh, again []time.Duration
+	cpu          float64 // ms of the processor for one, of either sort, with all that it leaves behind
+}
 
 func deploys(ctx context.Context, s *bench.Server, image string) (t times, err error) {
+	before, err := bench.CPUWithChildren(s.PID)
+	if err != nil {
+		return t, err
+	}
 	if t.fresh, err = s.DeployTimes(ctx, "fresh", image, true, rounds); err != nil {
 		return t, err
 	}
-	t.again, err = s.DeployTimes(ctx, "again", image, false, rounds)
+	if t.again, err = s.DeployTimes(ctx, "again", image, false, rounds); err != nil {
+		return t, err
+	}
+	after, err := bench.CPUWithChildren(s.PID)
+	t.cpu = float64((after - before).Milliseconds()) / (2 * rounds)
 	return t, err
 }
 
