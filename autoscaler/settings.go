@@ -88,7 +88,8 @@ func (s Settings) Validate() error {
 	check("stop-grace", s.StopGrace >= 0, s.StopGrace, "a time from 0 up")
 	check("drain-timeout", s.DrainTimeout >= 0, s.DrainTimeout, "a time from 0 up")
 	check("instance-memory", s.InstanceMemory.valid(), s.InstanceMemory, "a size or a percentage from 0 (no bound) up")
-	check("prepared-memory", s.PreparedMemory.valid(), s.PreparedMemory, "a size or a percentage from 0 (none) up")
+	check("prepared-memory", s.PreparedMemory.valid() && (s.PreparedMemory.Percent > 0 || s.PreparedMemory.Bytes == 0 || s.PreparedMemory.Bytes >= spareBound),
+		s.PreparedMemory, fmt.Sprintf("0 (none), a percentage, or a size from %s up, which is what one instance counts", inBytes(spareBound)))
 	check("memory-reserve", s.MemoryReserve.valid() && s.MemoryReserve.Percent < 100, s.MemoryReserve, "a size or a percentage from 0 (never) up, but less than 100%")
 	check("idle-keep", s.IdleKeep >= 0, s.IdleKeep, "a time from 0 (keep none) up")
 	check("starts-at-once", s.StartsAtOnce >= 1, s.StartsAtOnce, "a number from 1 up")

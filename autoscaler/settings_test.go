@@ -169,13 +169,14 @@ func TestSettings_ValidateNamesWhatIsWrong(t *testing.T) {
 		t.Errorf("the defaults are not valid: %v", err)
 	}
 	s := DefaultSettings()
-	s.MaxScaleDownRate, s.StartsAtOnce, s.MinScale, s.MemoryReserve = 0, 0, 200, Amount{Percent: 100}
+	s.MaxScaleDownRate, s.StartsAtOnce, s.MinScale, s.MemoryReserve, s.PreparedMemory = 0, 0, 200, Amount{Percent: 100}, Amount{Bytes: 64}
 	err := s.Validate()
 	if err == nil {
 		t.Fatal("no error")
 	}
 	want := "--max-scale-down-rate 0: give a number above 1\n" +
 		"--min-instances 200: give no more than --max-instances, which is 100\n" +
+		"--prepared-memory 64: give 0 (none), a percentage, or a size from 1536Ki up, which is what one instance counts\n" +
 		"--memory-reserve 100%: give a size or a percentage from 0 (never) up, but less than 100%\n" +
 		"--starts-at-once 0: give a number from 1 up"
 	if diff := cmp.Diff(want, err.Error()); diff != "" {
