@@ -143,21 +143,27 @@ func openBolt(path string, readOnly bool) (*bbolt.DB, error) {
 // readFile reads a file into memory before anything is written to it. It opens it for itself: the pages of a mapping
 // that were read count as the process's memory until it is unmapped.
 func (s *Store) readFile() error {
-	db, err := openBolt(s.path, true)
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	// The two need nothing of each other, and are most of what a start with many objects takes.
+	// The two need nothing of each other, and are most of what a start with many objects takes. Each opens the file for
+	// itself: bbolt's check changes what it knows of a file, unseen by those who read it by the same handle.
 	inspected := make(chan error, 1)
 	go func() {
-		inspected <- guard(func() error { return db.View(func(tx *bbolt.Tx) error { return inspect(tx, s.path) }) })
+		inspected <- readBolt(s.path, func(tx *bbolt.Tx) error { return inspect(tx, s.path) })
 	}()
-	loaded := guard(func() error { return db.View(s.load) })
+	loaded := readBolt(s.path, s.load)
 	if err := <-inspected; err != nil {
 		return err
 	}
 	return loaded
+}
+
+// readBolt opens a file to be read, and reads it.
+func readBolt(path string, read func(*bbolt.Tx) error) error {
+	db, err := openBolt(path, true)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return guard(func() error { return db.View(read) })
 }
 
 // inspect returns an error unless all of a file is there and it is a store.
