@@ -35,6 +35,8 @@ type house struct {
 	gateway *gateway.Gateway
 	engine  *fakeEngine
 	stop    func()
+
+	reconciler *Reconciler
 }
 
 func newHouse(t *testing.T, dir string) *house {
@@ -44,6 +46,12 @@ func newHouse(t *testing.T, dir string) *house {
 
 // newHouseWith is newHouse on a store that before, when not nil, has changed while no reconciler ran.
 func newHouseWith(t *testing.T, dir string, before func(store.Store)) *house {
+	t.Helper()
+	return newHouseOver(t, dir, before, func(s store.Store) store.Store { return s })
+}
+
+// newHouseOver is newHouseWith whose reconciler sees the store through another.
+func newHouseOver(t *testing.T, dir string, before func(store.Store), over func(store.Store) store.Store) *house {
 	t.Helper()
 	logger := slog.New(slog.NewTextHandler(io.Discard, nil))
 	objects, err := bolt.Open(dir+"/objects.db", bolt.Options{Logger: logger})
@@ -68,13 +76,14 @@ func newHouseWith(t *testing.T, dir string, before func(store.Store)) *house {
 	}
 	scaler := autoscaler.New(h.engine, settings, logger, prometheus.NewRegistry())
 	r := New(Config{
-		Store: objects, Images: fakeRegistry{}, Engine: h.engine, Autoscaler: scaler, Gateway: h.gateway,
+		Store: over(objects), Images: fakeRegistry{}, Engine: h.engine, Autoscaler: scaler, Gateway: h.gateway,
 		Identity: issuer, Scaling: settings, Logger: logger, URL: func(host string) string { return "http://" + host },
 		GatewayAddress: "127.0.0.1:8080", Node: "machine",
 		Domain: "example.com", PullTimeout: time.Minute, StartupTimeout: time.Minute, MaxQueue: 10,
 	})
 	scaler.OnChange, scaler.OnInstances = r.Changed, r.InstancesChanged
 	scaler.OnEvent = r.Happened
+	h.reconciler = r
 	ctx, cancel := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	synced := make(chan struct{})

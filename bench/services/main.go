@@ -22,21 +22,21 @@ import (
 
 const (
 	few     = 10
-	rounds  = 40 // deploys of each sort
-	writers = 8  // that declare services at the same time
+	writers = 8 // that declare services at the same time
 )
 
 func main() {
 	many := flag.Int("services", 10000, "how many services are declared")
+	rounds := flag.Int("rounds", 40, "how many deploys of each sort are measured")
 	flag.Parse()
-	if err := run(context.Background(), *many); err != nil {
+	if err := run(context.Background(), *many, *rounds); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-services:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, many int) error {
-	floor, err := floor(ctx)
+func run(ctx context.Context, many, rounds int) error {
+	floor, err := floor(ctx, rounds)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func run(ctx context.Context, many int) error {
 	if err := register(ctx, s, image, 1, few); err != nil {
 		return err
 	}
-	before, err := deploys(ctx, s, image)
+	before, err := deploys(ctx, s, image, rounds)
 	if err != nil {
 		return err
 	}
@@ -67,7 +67,7 @@ func run(ctx context.Context, many int) error {
 		return err
 	}
 	registered := time.Since(begun)
-	after, err := deploys(ctx, s, image)
+	after, err := deploys(ctx, s, image, rounds)
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func run(ctx context.Context, many int) error {
 }
 
 // floor starts the program directly, as often as it is deployed.
-func floor(ctx context.Context) ([]time.Duration, error) {
+func floor(ctx context.Context, rounds int) ([]time.Duration, error) {
 	dir, err := os.MkdirTemp("", "berth-floor-")
 	if err != nil {
 		return nil, err
@@ -128,7 +128,7 @@ type times struct {
 	cpu          float64 // ms of the processor for one, of either sort, with all that it leaves behind
 }
 
-func deploys(ctx context.Context, s *bench.Server, image string) (t times, err error) {
+func deploys(ctx context.Context, s *bench.Server, image string, rounds int) (t times, err error) {
 	before, err := bench.CPUWithChildren(s.PID)
 	if err != nil {
 		return t, err
@@ -140,7 +140,7 @@ func deploys(ctx context.Context, s *bench.Server, image string) (t times, err e
 		return t, err
 	}
 	after, err := bench.CPUWithChildren(s.PID)
-	t.cpu = float64((after - before).Milliseconds()) / (2 * rounds)
+	t.cpu = float64((after - before).Milliseconds()) / float64(2*rounds)
 	return t, err
 }
 
