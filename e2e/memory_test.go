@@ -51,6 +51,8 @@ func TestMachine_SharesItsMemoryBetweenServicesThatNeverRest(t *testing.T) {
 						answered[name] = time.Now()
 					case a.status == 429 && strings.Contains(a.body, "memory that this machine has for instances is used up"):
 						told[name]++
+					case a.status == 500 && strings.Contains(a.body, "there was no available instance"):
+						// Its turn has just come, and the instance does not start before the wait is over (contract E10).
 					default:
 						t.Errorf("%s answered %d %q", name, a.status, a.body)
 						over.Store(true)
