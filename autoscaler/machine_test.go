@@ -3,15 +3,11 @@ package autoscaler
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/berth-run/berth/engine"
 )
@@ -30,30 +26,7 @@ import (
 // In the table, "4/3+1-2 w7" is a revision that should have 4 instances, has 3 ready, 1 starting, 2 that go, and 7
 // requests that wait; "!" is one that says that it waits for memory.
 func TestMachines(t *testing.T) {
-	files, err := filepath.Glob("testdata/machine/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("scenarios: %d files, %v", len(files), err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			content, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			script, want, _ := strings.Cut(string(content), "----\n")
-			var got string
-			synctest.Test(t, func(t *testing.T) { got = playMachine(t, script) })
-			if *update {
-				if err := os.WriteFile(file, []byte(script+"----\n"+got), 0o666); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("%s (-want +got):\n%s", file, diff)
-			}
-		})
-	}
+	playFiles(t, "testdata/machine/*.txt", playMachine)
 }
 
 // machine is one file that is played.

@@ -38,7 +38,12 @@ var update = flag.Bool("update", false, "rewrite what the scenarios in testdata 
 //	TIME ready N         from then on the Nth instance takes requests again
 //	TIME end
 func TestScenarios(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
+	playFiles(t, "testdata/*.txt", play)
+}
+
+// playFiles plays the scenarios in files in virtual time, and compares what they led to with the tables that they end in.
+func playFiles(t *testing.T, pattern string, play func(t *testing.T, script string) string) {
+	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
 		t.Fatalf("scenarios: %d files, %v", len(files), err)
 	}

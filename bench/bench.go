@@ -327,6 +327,23 @@ func cpu(pid int) (own, children time.Duration, err error) {
 	return time.Duration(ticks[0]+ticks[1]) * tick, time.Duration(ticks[2]+ticks[3]) * tick, nil
 }
 
+// Settle rests until the server has given back what work left behind, then reads its memory (KiB) and its CPU (percent of
+// one processor over a window).
+func (s *Server) Settle(rest, window time.Duration) (pss, cpu float64, err error) {
+	time.Sleep(rest)
+	before, err := CPU(s.PID)
+	if err != nil {
+		return 0, 0, err
+	}
+	time.Sleep(window)
+	after, err := CPU(s.PID)
+	if err != nil {
+		return 0, 0, err
+	}
+	pss, err = PSS(s.PID)
+	return pss, 100 * float64(after-before) / float64(window), err
+}
+
 // Service is a service of one container.
 func Service(name, image string) *serving.Service {
 	s := &serving.Service{ObjectMeta: serving.ObjectMeta{Namespace: "default", Name: name}}

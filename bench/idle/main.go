@@ -15,6 +15,9 @@ import (
 
 const services = 200
 
+// The server rests before it is looked at, and its CPU is counted over a window.
+const rest, window = 40 * time.Second, 20 * time.Second
+
 func main() {
 	if err := run(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-idle:", err)
@@ -28,7 +31,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer s.Stop()
-	empty, emptyCPU, err := settle(s)
+	empty, emptyCPU, err := s.Settle(rest, window)
 	if err != nil {
 		return err
 	}
@@ -39,7 +42,7 @@ func run(ctx context.Context) error {
 	if err := atZero(ctx, s); err != nil {
 		return err
 	}
-	one, _, err := settle(s)
+	one, _, err := s.Settle(rest, window)
 	if err != nil {
 		return err
 	}
@@ -51,7 +54,7 @@ func run(ctx context.Context) error {
 	if err := atZero(ctx, s); err != nil {
 		return err
 	}
-	full, fullCPU, err := settle(s)
+	full, fullCPU, err := s.Settle(rest, window)
 	if err != nil {
 		return err
 	}
@@ -84,22 +87,4 @@ func atZero(ctx context.Context, s *bench.Server) error {
 		states, err := s.States(ctx)
 		return states["ready"]+states["starting"]+states["draining"]+states["stopping"] == 0, err
 	})
-}
-
-// settle waits until the server has given back what work left behind, then reads memory (KiB) and CPU (percent of
-// one processor over 20 seconds).
-func settle(s *bench.Server) (pss, cpu float64, err error) {
-	time.Sleep(40 * time.Second)
-	const window = 20 * time.Second
-	before, err := bench.CPU(s.PID)
-	if err != nil {
-		return 0, 0, err
-	}
-	time.Sleep(window)
-	after, err := bench.CPU(s.PID)
-	if err != nil {
-		return 0, 0, err
-	}
-	pss, err = bench.PSS(s.PID)
-	return pss, 100 * float64(after-before) / float64(window), err
 }

@@ -25,6 +25,9 @@ const (
 	writers = 8 // that declare services at the same time
 )
 
+// The server rests before it is looked at, and its CPU is counted over a window.
+const rest, window = 30 * time.Second, 10 * time.Second
+
 func main() {
 	many := flag.Int("services", 10000, "how many services are declared")
 	rounds := flag.Int("rounds", 40, "how many deploys of each sort are measured")
@@ -57,7 +60,7 @@ func run(ctx context.Context, many, rounds int) error {
 	if err != nil {
 		return err
 	}
-	small, _, err := settle(s)
+	small, _, err := s.Settle(rest, window)
 	if err != nil {
 		return err
 	}
@@ -75,7 +78,7 @@ func run(ctx context.Context, many, rounds int) error {
 	if err != nil {
 		return err
 	}
-	large, idle, err := settle(s)
+	large, idle, err := s.Settle(rest, window)
 	if err != nil {
 		return err
 	}
@@ -233,28 +236,10 @@ func restarts(ctx context.Context, s *bench.Server, url string, many int) error 
 		}
 		bench.Print(how.name, float64(took.Milliseconds()), "ms")
 	}
-	after, _, err := settle(s)
+	after, _, err := s.Settle(rest, window)
 	if err != nil {
 		return err
 	}
 	bench.Print("services_restarted_kib_per_service", after/float64(many), "KiB")
 	return nil
-}
-
-// settle waits until the server has given back what work left behind, then reads memory (KiB) and CPU (percent of
-// one processor).
-func settle(s *bench.Server) (pss, cpu float64, err error) {
-	time.Sleep(30 * time.Second)
-	const window = 10 * time.Second
-	before, err := bench.CPU(s.PID)
-	if err != nil {
-		return 0, 0, err
-	}
-	time.Sleep(window)
-	after, err := bench.CPU(s.PID)
-	if err != nil {
-		return 0, 0, err
-	}
-	pss, err = bench.PSS(s.PID)
-	return pss, 100 * float64(after-before) / float64(window), err
 }
